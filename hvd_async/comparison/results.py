@@ -75,6 +75,7 @@ class Row:
     num_diverged: int
     num_overrun: int
     num_lost: int
+    num_missing: int
     num_steps: int
     shares: Shares | None
     worker_shares: Mapping[int, Shares]
@@ -156,6 +157,7 @@ def _row(collection: Collection, environment: str, variant: str) -> Row:
         num_diverged=sum(run.has_diverged for run in runs),
         num_overrun=sum(run.num_overrun for run in runs),
         num_lost=sum(run.num_lost for run in runs),
+        num_missing=sum(run.num_missing for run in runs),
         num_steps=sum(run.num_steps for run in runs),
         shares=_mean_shares([history.shares() for history in histories]),
         worker_shares=_by_worker(histories),

@@ -43,7 +43,8 @@ class Run:
     `status`: see docs/run-folder.md. `weight`: that of all its batches, in `weight_unit`. `staleness`: applied arrivals by
     staleness. `micro_batch_staleness`: mean over micro-batches; None if no batch was divided. `refused`: arrivals by reason.
     `num_steps`, `num_overrun`: steps of the last process, and those whose real work took longer than the emulated length.
-    `num_lost`: workers that died, without which the run went on.
+    `num_lost`: workers that died, without which the run went on. `num_missing`: batches that were not computed, since all workers
+    left their loops.
     """
 
     folder: pathlib.Path
@@ -63,6 +64,7 @@ class Run:
     num_steps: int
     num_overrun: int
     num_lost: int
+    num_missing: int
     metrics: tuple[Metric, ...]
     points: tuple[Point, ...]
     data_fingerprint: str | None = None
@@ -135,6 +137,10 @@ def read_run(folder: pathlib.Path) -> Run:
 def _from_summary(folder: pathlib.Path, config: RunConfig, summary: Mapping[str, Any]) -> Run:
     points = [Point(m["seconds"], m["weight"], m["version"], _scores(m["scores"])) for m in summary["measurements"]]
     metrics = metrics_from_json(summary["metrics"])
+    if not metrics:
+        raise DataError(
+            f"{folder}: got a run that measured nothing, expected one with validation; a script has it by prepare(evaluate=...)"
+        )
     if any(LOSS not in names for names in ([metric.name for metric in metrics], *(point.scores for point in points))):
         raise KeyError(LOSS)
     return Run(
@@ -155,6 +161,7 @@ def _from_summary(folder: pathlib.Path, config: RunConfig, summary: Mapping[str,
         num_steps=summary["steps"],
         num_overrun=summary["overrun_steps"],
         num_lost=summary.get("lost_workers", 0),
+        num_missing=summary.get("missing", 0),
         metrics=metrics,
         points=tuple(sorted(points, key=lambda point: point.updates)),
         data_fingerprint=first_event(folder).get("data_fingerprint"),

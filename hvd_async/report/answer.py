@@ -184,6 +184,9 @@ def _faults_of(row: Row) -> list[str]:
         faults.append(f" reached the target in {row.num_reached} of {total}; times are of these runs alone.")
     if row.num_lost:
         faults.append(f": {plural(row.num_lost, 'worker')} died on the way, and the rest computed its share.")
+    if row.num_missing:
+        batches = f"{row.num_missing:,} batch{'' if row.num_missing == 1 else 'es'}"
+        faults.append(f": {batches} not computed, since all workers left their loops early; --resume computes the rest.")
     if row.num_overrun > _MANY_LONGER * row.num_steps:
         share = number_format.percent(row.num_overrun / row.num_steps)
         faults.append(f": {share} of the steps lasted longer than emulated.")

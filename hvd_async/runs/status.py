@@ -47,7 +47,8 @@ class RunStatus:
         loss: training loss of the last update, and `scores` those of the last evaluation, of version `evaluated`.
         processes: number of processes that made the run, one after another.
         gap: version before which events are missing in the log, so that `weight` is what came after; None if none are.
-        refused: refused arrivals by reason. `lost`: what was told of each worker that was lost.
+        refused: refused arrivals by reason. `lost`: what was told of each worker that was lost. `missing`: batches of a finished
+            run that were not computed, since all workers left their loops.
         written: seconds since the log was last written to. `checkpoint`: version of the newest, `checkpoint_age` in seconds.
     """
 
@@ -73,6 +74,7 @@ class RunStatus:
     gap: int | None = None
     refused: dict[str, int] = field(default_factory=dict)
     lost: list[str] = field(default_factory=list)
+    missing: int = 0
     written: float | None = None
     checkpoint: int | None = None
     checkpoint_age: float | None = None
@@ -128,6 +130,10 @@ class RunStatus:
         if self.refused:
             lines.append("  refused arrivals: " + ", ".join(f"{reason} {count}" for reason, count in self.refused.items()))
         lines += [f"  lost: {each}" for each in self.lost]
+        if self.missing:
+            lines.append(
+                f"  {self.missing:,} batches not computed, since all workers left their loops; --resume computes them"
+            )
         if self.state == "interrupted":
             lines.append(
                 "  no process has the folder: a simulated run is computed anew, by simulate --overwrite or by its `compare`"
@@ -159,7 +165,7 @@ def read_status(root: pathlib.Path) -> RunStatus:
         status.share = _share(load_config(folder.config), status, (log.num_applied, log.num_batches))
     except ConfigError:
         pass  # a configuration of another version: the rest is known all the same
-    if status.state in ("finished", "finished early"):
+    if status.state in ("finished", "finished early") and not status.missing:
         status.share = 1.0
     found = sorted(path for path in folder.checkpoints.glob("v*") if path.name[1:].isdigit())
     if found:
@@ -263,12 +269,14 @@ class _Log:
 
 
 def _state(folder: RunFolder, status: RunStatus, host: str) -> str:
-    """Return `RunStatus.state`."""
+    """Return `RunStatus.state`, and set `missing`."""
     held = _is_held(folder.lock)
     if held:
         return "running"
     try:
-        return str(json.loads(folder.summary.read_bytes())["status"])
+        summary = json.loads(folder.summary.read_bytes())
+        status.missing = int(summary.get("missing", 0))
+        return str(summary["status"])
     except FileNotFoundError:
         pass
     except (OSError, ValueError, KeyError, TypeError):

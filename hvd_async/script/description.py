@@ -129,6 +129,11 @@ def _check_class(optimizer: torch.optim.Optimizer) -> None:
             " or a Muon and an AdamW in a list"
         )
     name = type(optimizer).__name__
+    if type(optimizer).__module__.partition(".")[0] == "horovod":
+        raise ConfigError(
+            f"optimizer: got {name} in hvd.DistributedOptimizer, expected the {name} itself: the run sums gradients, and its"
+            " strategy says how"
+        )
     is_of_torch = type(optimizer) is getattr(torch.optim, name, None)
     if is_of_torch and name in _UNFIT:
         raise ConfigError(
@@ -136,8 +141,8 @@ def _check_class(optimizer: torch.optim.Optimizer) -> None:
         )
     if name != "Lion" and not (is_of_torch and name in (*get_args(TorchClass), "Muon")):
         raise ConfigError(
-            f"optimizer: got {name}, which is not one of torch.optim's, so that the store does not know its update; expected one"
-            f" of torch.optim's {', '.join(get_args(TorchClass))}, or a Lion"
+            f"optimizer: got {type(optimizer).__module__}.{name}, which is not one of torch.optim's, so that the store does not"
+            f" know its update; expected one of torch.optim's {', '.join(get_args(TorchClass))}, or a Lion"
         )
 
 

@@ -16,12 +16,14 @@ from typing import Any, NoReturn
 
 from hvd_async.cluster.environment import keeps_other_ranks, read_environment
 from hvd_async.errors import HvdAsyncError, SetupError
-from hvd_async.system.failure_message import tell, wait_for_reporter
+from hvd_async.system.failure_message import print_message, tell, wait_for_reporter
 
 _previous: list[
     Callable[[type[BaseException], BaseException, types.TracebackType | None], object]
 ] = []  # the hook before ours
 _urgent: list[HvdAsyncError] = []
+_hinted: list[BaseException] = []  # the last
+_stores: list[bool] = []  # not empty if this process held the store alone in the last run
 
 
 @contextlib.contextmanager
@@ -82,16 +84,40 @@ def end_at_once_if_uncaught(error: HvdAsyncError) -> None:
     _urgent[:] = [error]
 
 
+def note_role(*, is_store_alone: bool) -> None:
+    """Note whether this process only holds the store, for hints about errors after the run."""
+    _stores[:] = [True] * is_store_alone
+
+
 def _hook(kind: type[BaseException], error: BaseException, trace: types.TracebackType | None) -> None:
     is_typed_in = hasattr(sys, "ps1") or sys.flags.interactive  # where an error must not end the session
     if not isinstance(error, HvdAsyncError) or is_typed_in:
         _previous[0](kind, error, trace)
+        tell_hint(error)
         return
     if any(error is each for each in _urgent):
         end_with(error, _own_rank())
     _report(error, _own_rank())
     _flush_files()
     raise SystemExit(error.exit_status)  # as the script's own, so that what it has registered is called
+
+
+def tell_hint(error: BaseException) -> None:
+    """Print a line about an `error` of the script that comes of running with several ranks, if it is one that is known; once."""
+    hint = ""
+    if isinstance(error, NameError) and _stores:
+        hint = (
+            "this rank only holds the store, and its loop had no batches: put what uses the loop's variables under"
+            " `if run.worker is not None:`, and run.save outside of it"
+        )
+    elif isinstance(error, ValueError) and "Default process group has not been initialized" in str(error):
+        hint = (
+            "there is no process group of torch.distributed: take DistributedDataParallel and calls of torch.distributed out of"
+            " the script, since the run does their work (docs/from-ddp.md)"
+        )
+    if hint and not any(error is each for each in _hinted):
+        _hinted[:] = [error]
+        print_message(f"hvd-async: rank {_own_rank()}: {hint}\n")
 
 
 def _flush_files() -> None:

@@ -195,9 +195,12 @@ class StreamSource(_ReadsWhenAsked):
             start_fork_server()
         self._iterator: Iterator[Batch] | None = None
         self.per_epoch: int | None = None
+        self.kind = (
+            "a DataLoader over an IterableDataset" if isinstance(batches, DataLoader) else "an iterable without a length"
+        )
         self.notes: Sequence[str] = [
-            "loader: an iterable without a length: each worker reads its own stream once, whatever `epochs` says; the run is"
-            " over when all have ended"
+            f"loader: {self.kind}: each worker reads its own stream once, whatever `epochs` says, and all train on the same"
+            " examples unless the script gives each its part (run.worker, run.num_workers); the run is over when all have ended"
         ]
 
     def batch(self, index: int) -> Batch:

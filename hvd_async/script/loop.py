@@ -32,8 +32,11 @@ class ScriptLoop:
 
     session: Session
 
-    def __init__(self, ready: Ready, source: BatchSource, buffers: Buffers, *, is_mean: bool) -> None:
-        """All arguments stay the caller's. `is_mean`: whether the loss is a mean."""
+    def __init__(
+        self, ready: Ready, source: BatchSource, buffers: Buffers, *, is_mean: bool, tells_of_no_loss: bool = False
+    ) -> None:
+        """All arguments stay the caller's. `is_mean`: whether the loss is a mean. `tells_of_no_loss`: whether to print a line if
+        the script passes none to `step`."""
         self.ready = ready
         self._source = source
         self._is_mean = is_mean
@@ -43,9 +46,11 @@ class ScriptLoop:
         self.claim: Claim | None = None
         """The batch of this rank, from its beginning to that of the next one."""
         self._is_handed_over = True
+        self._is_over = False  # whether there are no more batches for this rank
         self._num_pulls = 0  # of this batch
         self._is_new = True  # whether no gradient was computed since the parameters came
         self._began = 0.0
+        self._tells_of_no_loss = tells_of_no_loss
         self._has_gradient = False
         self._is_clear = False
         self._trained = [parameter for parameter in ready.job.model.parameters() if parameter.requires_grad]
@@ -72,13 +77,14 @@ class ScriptLoop:
                 try:
                     yield batch
                 except GeneratorExit:  # by `break`
-                    self.is_left = True
+                    self.is_left = self._is_over = True
                     raise
                 if not self._is_handed_over:
                     raise ConfigError(
                         f"batch {claim.batch}: got no optimizer.step, expected one for each batch; to accumulate over several,"
                         " yield larger batches and split them"
                     )
+        self._is_over = True
 
     @property
     def epoch(self) -> int:
@@ -109,6 +115,11 @@ class ScriptLoop:
     def step(self, weight: float | None, loss: Any, scale: float) -> None:
         """Hand over the gradient of the current batch, divided by `scale`, by which the loss of `backward` was multiplied."""
         claim, worker, flat = self.claim, self.session.worker, self.ready.job.flat
+        if claim is not None and self._is_handed_over and not self._is_over:
+            raise ConfigError(
+                f"optimizer.step: called twice for batch {claim.batch}, expected once for each batch; for several steps on a"
+                " batch, yield smaller ones"
+            )
         if claim is None or worker is None or self._is_handed_over:
             raise ConfigError(_NO_BATCH)
         if strayed := flat.strayed(self.ready.job.model):
@@ -134,6 +145,9 @@ class ScriptLoop:
         elif factor != 1.0:
             flat.collect_gradient().mul_(factor)
         self._buffers.stepped()
+        if loss is None and self._tells_of_no_loss:
+            self._tells_of_no_loss = False
+            print("optimizer.step: got no loss=..., so the training loss is nan in logs and reports", flush=True)
         value = float("nan") if loss is None else number_of(loss)
         if value is None:
             raise ConfigError(f"optimizer.step: loss: got {describe_value(loss)}, expected the loss of the batch, a number")

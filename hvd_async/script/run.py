@@ -28,8 +28,10 @@ from hvd_async.script.endings import (
     at_end_of_script,
     end_at_once_if_uncaught,
     end_with,
+    note_role,
     on_all_ranks,
     report_uncaught_errors,
+    tell_hint,
 )
 from hvd_async.script.final_version import FinalVersion
 from hvd_async.script.loader import BatchSource, StreamSource, source_of
@@ -145,6 +147,7 @@ class ScriptRun:
             self._log = RankLog(RunFolder(config.output), self.rank)
             stack.callback(self._log.close)
             self._stack = stack.pop_all()
+        note_role(is_store_alone=self.worker is None)
         self._is_over = False
         self._loop: ScriptLoop | None = None
         self._final: FinalVersion | None = None
@@ -209,7 +212,9 @@ class ScriptRun:
             module = model
         else:
             ready = with_rank_0s(group, ready, kept, final.described)
-            loop = self._loop = self._open(ScriptLoop(ready, source, kept, is_mean=loss == "mean"))
+            loop = self._loop = self._open(
+                ScriptLoop(ready, source, kept, is_mean=loss == "mean", tells_of_no_loss=self.worker == 0)
+            )
             module = loop.session.module
             guard_groups(final.described)
         self._final = final
@@ -242,9 +247,10 @@ class ScriptRun:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the state_dict of the final model, for `torch.load(path, weights_only=True)`. Call it after the loop on all
-        ranks: rank 0 alone writes, whole or not at all. After a `break` it first waits for the other ranks to end."""
+        ranks, or on rank 0 or worker 0 alone: these write, each the same, whole or not at all. After a `break` it first waits
+        for the other ranks to end."""
         final = self._after_the_end("save", "; training.checkpoint_every saves during a run")
-        if self.rank == 0:
+        if self.rank == 0 or self.worker == 0:
             content = io.BytesIO()
             torch.save(final.model.state_dict(), content)
             write_file(Path(path), content.getvalue())
@@ -343,7 +349,7 @@ class ScriptRun:
             raise ConfigError("model: got SyncBatchNorm, which waits for other ranks in each layer; expected GroupNorm, say")
         if isinstance(source, StreamSource) and not self.config.strategy.is_async and self.size > 1:
             raise ConfigError(
-                f"loader: got an iterable without a length with strategy {self.config.strategy.kind}, whose ranks all need"
+                f"loader: got {source.kind} with strategy {self.config.strategy.kind}, whose ranks all need"
                 " equally many batches; expected a DataLoader over a map-style dataset, or strategy async"
             )
         return source
@@ -354,6 +360,7 @@ class ScriptRun:
         sys.stderr = self._stderr
         self._end()
         note_origin(error, trace)
+        tell_hint(error)
         try:
             self._stack.__exit__(kind, error, trace)
         except BaseException as raised:
@@ -368,7 +375,9 @@ class ScriptRun:
         if self._final is None and self.size > 1:  # the others may be inside of prepare, and wait
             end_with(ConfigError("the script ended before prepare, expected a call on every rank"), self.rank)
         if self._loop is not None and self._loop.session.worker is not None:
-            print(f"hvd-async: rank {self.rank}: the script ended before the last batch", file=sys.stderr)
+            claim = self._loop.claim
+            where = "before its first batch" if claim is None else f"before the last batch, at batch {claim.batch}"
+            print(f"hvd-async: rank {self.rank}: worker {self.worker}: the script ended {where}", file=sys.stderr)
         self.finish()
 
 

@@ -169,6 +169,10 @@ class ScriptTask:
         with evaluating(model), numbers_apart(self._config.seed, device_of(model)):  # alike for all versions
             found = self._scoring.evaluate(model)
         scores = self._scoring.scores_of(found)
+        if (wanted := self._config.validation.score) not in scores:
+            raise ConfigError(
+                f"evaluate: returned {', '.join(scores)} and no {wanted!r}, expected it, since validation.score is {wanted}"
+            )
         result: list[float] = []
         for metric in self.metrics:
             result += [scores[metric.name], 1.0] if metric.name in scores else [0.0, 0.0]

@@ -52,6 +52,7 @@ def run(*points: tuple[float, float] | tuple[float, float, Mapping[str, float]],
         "num_steps": last.updates,
         "num_overrun": 0,
         "num_lost": 0,
+        "num_missing": 0,
         "metrics": METRICS,
         "points": measured,
     }

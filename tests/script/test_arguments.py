@@ -251,6 +251,15 @@ def test_the_score_of_a_script_chooses_its_best_model(tmp_path: pathlib.Path) ->
     assert (summary["best"]["version"], meta["version"], meta["validation_accuracy"]) == (2, 2, 0.7)
 
 
+def test_an_evaluation_without_the_score_that_is_asked_for_is_refused_at_once(tmp_path: pathlib.Path) -> None:
+    message = "evaluate: returned loss and no 'accuracy', expected it, since validation.score is accuracy"
+    with pytest.raises(HvdAsyncError, match=message):
+        run_with(
+            tmp_path / "run", evaluate=lambda model: 1.0, metrics=[ACCURACY], validation={"every": 1, "score": "accuracy"}
+        )
+    assert not list((tmp_path / "run/models").glob("last*"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

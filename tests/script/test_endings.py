@@ -71,6 +71,26 @@ def test_an_error_after_the_run_ends_the_script_in_one_line_and_nothing_else(tmp
     assert (tmp_path / "file.txt").read_text() == "written"
 
 
+WRAPPED = """
+import torch
+import hvd_async as ha
+run = ha.init('x', strategy='single', epochs=1)
+torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 1))
+"""
+
+
+def test_a_call_of_torch_distributed_is_told_what_to_do_instead(tmp_path: pathlib.Path) -> None:
+    done = ended(WRAPPED, tmp_path)
+    assert done.returncode == 1 and "ValueError: Default process group has not been initialized" in done.stderr
+    assert done.stderr.count("hvd-async: rank 0: there is no process group of torch.distributed: take") == 1
+
+
+def test_a_second_step_of_a_batch_and_a_step_without_a_loss_are_told(tmp_path: pathlib.Path) -> None:
+    done = ended(AFTER.replace("step(weight=3)", "step(weight=3)\n    optimizer.step(weight=3)"), tmp_path)
+    assert done.returncode == 2 and "optimizer.step: called twice for batch 0, expected once for each batch" in done.stderr
+    assert done.stdout.count("optimizer.step: got no loss=..., so the training loss is nan in logs and reports") == 1
+
+
 def test_an_error_in_a_session_leaves_the_session_alone(tmp_path: pathlib.Path) -> None:
     done = ended(f"{AFTER}sys.ps1 = '> '\nrun.log(loss='low')", tmp_path)
     assert done.returncode == 1 and "Traceback" in done.stderr and "registered" in done.stdout

@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from tests.mpi.runs import signalled, summary_of
 from tests.ranks import run_limited
@@ -67,6 +68,10 @@ for number, batch in enumerate(batches):
     optimizer.step(weight=len(batch), loss=loss)
 if sys.argv[1] == "end":
     raise ValueError("of the user")
+if sys.argv[1] == "first worker":
+    if run.worker == 0:
+        run.save(sys.argv[2] + "/saved.pt")
+    print("last loss", loss)
 if sys.argv[1] == "step":
     optimizer.step(weight=1)
 if sys.argv[1] == "pull":
@@ -143,6 +148,17 @@ def test_a_script_all_of_whose_workers_are_killed_is_a_failure(tmp_path: pathlib
     )
     assert done.returncode == 6 and "0 workers are left, expected at least 1 (strategy.min_workers)" in done.stderr, done
     check_failed(done, "exit status 6; saved: version ")
+
+
+@pytest.mark.mpi
+def test_the_first_worker_may_save_alone_and_the_ranks_variables_are_explained(tmp_path: pathlib.Path) -> None:
+    """With a store of its own, whose rank has no batches, and so no loss."""
+    (tmp_path / "failing.py").write_text(FAILING)
+    program = ("--", sys.executable, str(tmp_path / "failing.py"), "first worker", str(tmp_path / "run"))
+    done = launch("--workers", "2", *ASYNC, *program)
+    assert done.returncode == 1 and done.stdout.count("last loss") == 2 and "NameError: name 'loss'" in done.stderr
+    assert done.stderr.count("hvd-async: rank 0: this rank only holds the store, and its loop had no batches") == 1
+    assert set(torch.load(tmp_path / "run/saved.pt", weights_only=True)) == {"weight", "bias"}
 
 
 def check_failed(done: subprocess.CompletedProcess[str], end: str) -> None:
