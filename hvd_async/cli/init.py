@@ -18,9 +18,10 @@ def _add_init(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=pathlib.Path, metavar="FOLDER", help="folder for the files; . is the current one")
     parser.add_argument(
         "--kind",
-        choices=("translation", "task"),
+        choices=("translation", "task", "script"),
         default="translation",
-        help="translation (default): a Transformer on built-in text; task: a Python module with a model and data of one's own",
+        help="translation (default): a Transformer on built-in text; task: a Python module with a model and data of one's own;"
+        " script: a training script with a loop of its own",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace files of these names")
 

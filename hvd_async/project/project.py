@@ -1,11 +1,13 @@
-"""A small project in a folder: a configuration, a suite, a batch script, and for a task of one's own its module."""
+"""A small project in a folder: a configuration, a suite, a batch script, and for a task of one's own its module; or a training
+script with its batch script."""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.resources
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -14,11 +16,12 @@ from hvd_async.errors import ConfigError
 from hvd_async.launcher.batch_script import Resources, ScriptJob, render
 from hvd_async.system.files import write_file
 
-ProjectKind = Literal["translation", "task"]
+ProjectKind = Literal["translation", "task", "script"]
 KINDS: tuple[ProjectKind, ...] = get_args(ProjectKind)
 
-_CONFIG, _SUITE, _BATCH_SCRIPT = "run.yaml", "suite.yaml", "job.sbatch"
-_COPIED = {"translation": (_CONFIG, _SUITE), "task": ("my_task.py", _CONFIG, _SUITE)}
+_CONFIG, _SUITE, _BATCH_SCRIPT, _SCRIPT = "run.yaml", "suite.yaml", "job.sbatch", "train.py"
+_COPIED = {"translation": (_CONFIG, _SUITE), "task": ("my_task.py", _CONFIG, _SUITE), "script": (_SCRIPT,)}
+_STRATEGY_OF_SCRIPT = ("--set", "strategy.kind=async")
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class Project:
         templates = importlib.resources.files("hvd_async.project").joinpath("templates", self.kind)
         texts = {name: templates.joinpath(name).read_text(encoding="utf-8") for name in _COPIED[self.kind]}
         job = ScriptJob("train", _CONFIG, environment=sys.prefix, path=_BATCH_SCRIPT)
+        if self.kind == "script":
+            job = dataclasses.replace(job, options=_STRATEGY_OF_SCRIPT, program=("python", _SCRIPT))
         return {
             **texts,
             _BATCH_SCRIPT: render(job, Resources(nodes=1, workers_per_node=2, cpus_per_worker=2, time="1:00:00")),
@@ -72,6 +77,8 @@ class Project:
         commands = [] if self.folder == Path() else [(shlex.join(["cd", str(self.folder)]), "")]
         if missing_extras:
             commands.append((f"pip install 'hvd_async[{','.join(missing_extras)}]'", "what is missing here"))
+        if self.kind == "script":
+            return [*commands, *_commands_of_script()]
         if self.kind == "translation":
             commands.append(("hvd-async data builtin --output data/builtin", "text to train on"))
         commands.append((f"hvd-async launch {_CONFIG} --workers 2", "a store and two workers"))
@@ -83,3 +90,12 @@ class Project:
             *commands,
             (f"sbatch {_BATCH_SCRIPT} {_CONFIG} --set output=runs/slurm", "on a cluster with Slurm"),
         ]
+
+
+def _commands_of_script() -> Iterator[tuple[str, str]]:
+    yield f"python {_SCRIPT}", "alone"
+    for strategy, purpose in (("async", "a store and two workers"), ("ddp", "the synchronous baseline")):
+        settings = f"--set strategy.kind={strategy} --set output=runs/{strategy}"
+        yield f"hvd-async launch --workers 2 {settings} -- python {_SCRIPT}", purpose
+    yield "hvd-async report runs/ddp runs/async", "tables and figures of both"
+    yield f"sbatch {_BATCH_SCRIPT} --set output=runs/slurm", "on a cluster with Slurm"

@@ -52,7 +52,7 @@ from hvd_async.tasks.metric import Metric
 from hvd_async.tasks.models import check_model
 from hvd_async.training.agreement import in_agreement
 from hvd_async.training.run import JoinedJob, joined, trained
-from hvd_async.training.setup import Finished
+from hvd_async.training.setup import Finished, Ready
 
 _current: list[ScriptRun] = []
 _is_registered: list[bool] = []  # once in a process
@@ -212,16 +212,15 @@ class ScriptRun:
             module = model
         else:
             ready = with_rank_0s(group, ready, kept, final.described)
-            loop = self._loop = self._open(
-                ScriptLoop(ready, source, kept, is_mean=loss == "mean", tells_of_no_loss=self.worker == 0)
-            )
+            loop = self._loop = self._open(ready, source, kept, is_mean=loss == "mean")
             module = loop.session.module
             guard_groups(final.described)
         self._final = final
         return module, RunOptimizer(described, model, loop), Batches(loop, self.finish, self.worker == 0)
 
-    def _open(self, loop: ScriptLoop) -> ScriptLoop:
-        """Return `loop` with its session. Collective."""
+    def _open(self, ready: Ready, source: BatchSource, kept: Buffers, *, is_mean: bool) -> ScriptLoop:
+        """Return the loop with its session. Collective."""
+        loop = ScriptLoop(ready, source, kept, is_mean=is_mean, tells_of_no_loss=self.worker == 0)
         loop.session = self._stack.enter_context(trained(self._job, loop.ready, before_evaluation=loop.average_buffers))
         self._stack.enter_context(loop.ready.reading())
         return loop

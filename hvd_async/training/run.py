@@ -6,13 +6,14 @@ import contextlib
 import functools
 import json
 import os
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from hvd_async.cluster.environment import read_environment
 from hvd_async.cluster.topology import RankPlan
-from hvd_async.config import RunConfig
+from hvd_async.config import RunConfig, ScriptConfig
 from hvd_async.errors import DivergedError, OrphanedError, StoppedBySignal
 from hvd_async.runs.samples import keep_samples
 from hvd_async.runs.snapshots import read_snapshot
@@ -134,7 +135,11 @@ def _raise_unless_finished(job: JoinedJob, status: str) -> None:
         hint = (
             "run the same command again to resume" if job.options.auto_resume else f"resume with {job.options.resume_words}"
         )
-        stopped = StoppedBySignal(f"stopped by {job.notice}, everything saved; {hint}", job.notice.signal_number)
+        # `launch` passes each signal on to a script's ranks as this one, whose loop must end.
+        is_by_launch = isinstance(job.config.task, ScriptConfig) and not job.options.is_of_script
+        is_by_launch &= job.notice.signal_number == signal.SIGUSR1
+        by = "launch" if is_by_launch else job.notice
+        stopped = StoppedBySignal(f"stopped by {by}, everything saved; {hint}", job.notice.signal_number)
         stopped.is_on_all_ranks = True
         raise stopped
     if status == "diverged":

@@ -28,6 +28,7 @@ SMALL = {
         "run.yaml": {"epochs: 8": "epochs: 1", "num_points: 4000": "num_points: 800"},
         "suite.yaml": {"budget: {weight: 28000}": "budget: {weight: 700}", "measure_every: 1750": "measure_every: 350"},
     },
+    "script": {"train.py": {"epochs=4": "epochs=1"}},
 }
 
 
@@ -60,13 +61,14 @@ def small_project(kind: ProjectKind, folder: pathlib.Path, capsys: pytest.Captur
 
 
 VERBS = {"translation": ["data", "launch", "translate", "compare"], "task": ["launch", "compare"]}
+CONFIGURED: tuple[ProjectKind, ...] = ("translation", "task")
 
 
 def verb_of(command: str) -> str:
     return re.findall(r"hvd-async (\w+)", command)[-1]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CONFIGURED)
 def test_the_printed_commands_are_those_that_the_tests_type(
     kind: ProjectKind, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -76,7 +78,7 @@ def test_the_printed_commands_are_those_that_the_tests_type(
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CONFIGURED)
 def test_a_run_trains_by_the_printed_commands(
     kind: ProjectKind, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -91,7 +93,28 @@ def test_a_run_trains_by_the_printed_commands(
     assert (summary["status"], summary["strategy"]) == ("finished", "async")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.mpi
+def test_a_script_trains_and_is_compared_by_the_printed_commands(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "my project"
+    change, *commands, submit = small_project("script", folder, capsys)
+    assert submit == "sbatch job.sbatch --set output=runs/slurm"
+    for command in commands:
+        typed(f"{change} && {command}", tmp_path)
+    found = {name: summary_of(folder / "runs" / name)["strategy"] for name in ("points", "async", "ddp")}
+    assert found == {"points": "single", "async": "async", "ddp": "ddp"}
+    assert "async" in (folder / "report/report.md").read_text()
+
+
+def test_the_script_is_that_of_the_quickstart(tmp_path: pathlib.Path) -> None:
+    page = (ROOT / "docs/quickstart.md").read_text()
+    block = page[page.index("```python\nimport hvd_async as ha") :].partition("```python\n")[2].partition("```")[0]
+    script = Project("script", tmp_path).files()["train.py"]
+    assert script.endswith(re.sub(r"  # \(\d\)$", "", block, flags=re.M))
+
+
+@pytest.mark.parametrize("kind", CONFIGURED)
 def test_strategies_are_compared_by_the_printed_commands(
     kind: ProjectKind, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -104,7 +127,7 @@ def test_strategies_are_compared_by_the_printed_commands(
     assert all(name in report for name in ("horovod", "async, N = workers", "async, N = 1"))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CONFIGURED)
 def test_the_configuration_is_valid_and_the_suite_is_complete(kind: ProjectKind, tmp_path: pathlib.Path) -> None:
     assert init(tmp_path, "--kind", kind) == 0
     assert load_config(str(tmp_path / "run.yaml"), []).strategy.kind == "async"
@@ -114,7 +137,7 @@ def test_the_configuration_is_valid_and_the_suite_is_complete(kind: ProjectKind,
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_file_begins_with_what_it_is_for(kind: ProjectKind, tmp_path: pathlib.Path) -> None:
     files = Project(kind, tmp_path).files()
-    assert len(files) == {"translation": 3, "task": 4}[kind]
+    assert len(files) == {"translation": 3, "task": 4, "script": 2}[kind]
     for name, text in files.items():
         assert text.startswith(("# ", '"""', "#!/bin/bash\n")) and text.endswith("\n"), name
 
