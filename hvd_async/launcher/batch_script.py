@@ -10,6 +10,7 @@ import jinja2
 
 from hvd_async.errors import ConfigError
 from hvd_async.launcher.batch_dialect import DIALECTS, SCRIPTS, Dialect, Script, SystemName, seconds_of
+from hvd_async.system.printable import shortened
 
 __all__ = ["SCRIPTS", "Resources", "Script", "ScriptJob", "render"]
 
@@ -85,8 +86,11 @@ def render(job: ScriptJob, resources: Resources) -> str:
     """Return the text of the script. Raises `ConfigError` for values that a script cannot hold."""
     dialect = DIALECTS[job.system]
     resources.check(dialect)
-    if not re.fullmatch(r"[\w.+-]+", job.name):
-        raise ConfigError(f"--job-name: got {job.name!r}, expected letters, digits and any of . + - _")
+    if not re.fullmatch(r"\w[\w.+-]{0,199}", job.name):
+        raise ConfigError(
+            f"--job-name: got {shortened(job.name)}, expected letters, digits and any of . + - _, at most 200, the first of"
+            " them a letter or a digit"
+        )
     if job.conda.startswith("-") or "\n" in job.conda:
         raise ConfigError(f"--conda: got {job.conda!r}, expected the name or the path of an environment")
     is_unlimited = job.system == "slurm" and seconds_of(resources.time) == 0

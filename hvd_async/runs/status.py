@@ -112,7 +112,8 @@ class RunStatus:
             f", {share}version {self.version}, {self.weight:,.0f} {self.weight_unit} in {self.seconds:,.1f} {seconds}"
         )
         left = "" if self.seconds_left is None else f", about {clock_text(self.seconds_left)} left"
-        rate = "" if self.rate is None else f", lately {self.rate:,.0f} {self.weight_unit} a second"
+        second = "virtual second" if self.simulated else "second"
+        rate = "" if self.rate is None else f", lately {self.rate:,.0f} {self.weight_unit} a {second}"
         rate += self._staleness_text()
         again = resumed_text(self.processes)
         where = f" on {', '.join(self.hosts)}" if self.hosts else ""

@@ -124,6 +124,7 @@ def test_a_single_process_requests_one_task(tmp_path: pathlib.Path, capsys: pyte
         ({"strategy": {"kind": "single"}}, ["--pbs", "--nodes", "4"], 2, "--nodes: got 4, expected 1 for strategy single"),
         ({}, ["--slurm", "--launcher", "horovodrun-gloo"], 4, "horovodrun --gloo starts no MPI, which strategy async needs"),
         ({}, ["--slurm", "--time", "2"], 2, "--time: got 2, expected more than the 120 seconds"),
+        ({}, ["--pbs", "--job-name=-abc"], 2, "--job-name: got '-abc', expected letters, digits and any of . + - _"),
         ({}, ["--lsf", "--time", "1"], 2, "--time: got 1, expected more than the 120 seconds"),
     ],
 )
