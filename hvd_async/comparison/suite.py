@@ -55,7 +55,7 @@ _OWN_KEYS = (
     "output",
     "simulation.workers",
     *(f"training.{bound}" for bound in BOUNDS),
-    *(f"validation.{key}" for key in ("when", "every", "every_weight", "patience")),
+    *(f"validation.{key}" for key in ("when", "every", "every_weight", "every_epochs", "patience")),
 )
 _ALIKE = ("validation", "emulation")
 _OF_THE_SUITE = re.compile(
@@ -303,7 +303,7 @@ class Suite:
         if spec.rate is not None:
             merged["optimizer.learning_rate"] = spec.rate
         merged |= {f"training.{bound}": getattr(suite.budget, bound, None) for bound in BOUNDS}
-        merged |= {"validation.every": None, "validation.patience": None, "validation.when": "after"}
+        merged |= {f"validation.{key}": None for key in ("every", "every_epochs", "patience")} | {"validation.when": "after"}
         merged |= {"validation.every_weight": suite.measure_every, "seed": spec.seed}
         merged["output"] = str(self._output / "runs" / spec.name)
         return [f"{key}={dump_yaml_line(value)}" for key, value in merged.items()]

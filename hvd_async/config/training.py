@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 import pydantic
 from pydantic import Field
 
-from hvd_async.config.section import Device, EachOnce, Natural, Positive, PositiveSeconds, Section, Threads
+from hvd_async.config.section import Device, EachOnce, Natural, Positive, PositiveAmount, PositiveSeconds, Section, Threads
 
 # Every rank plans each epoch before training begins.
 MOST_EPOCHS = 10_000
@@ -103,6 +103,11 @@ class ValidationConfig(Section):
         description="Weight between snapshots to validate, instead of `every`: the first version after each"
         " multiple. Runs with updates of different sizes are then measured alike. Requires `when: after`.",
     )
+    every_epochs: PositiveAmount | None = Field(
+        None,
+        description="Epochs between snapshots to validate, instead of `every`: as many versions as their batches make while all"
+        " workers take part, rounded up. The run's own `config.yaml` has this number as `every`.",
+    )
     when: Literal["during", "after"] = Field(
         "during",
         description="`during`: the first worker that finishes a step takes the evaluation, and the store continues;"
@@ -119,8 +124,14 @@ class ValidationConfig(Section):
 
     @pydantic.model_validator(mode="after")
     def _patience_fits(self) -> ValidationConfig:
-        if self.patience is not None and self.every_during is None:
-            raise ValueError("patience: expected when: during, a value for every, and every_weight: null")
+        if self.patience is not None and self.every_during is None and (self.when != "during" or self.every_epochs is None):
+            raise ValueError("patience: expected when: during, a value for every or every_epochs, and every_weight: null")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _every_epochs_fits(self) -> ValidationConfig:
+        if self.every_epochs is not None and (self.every is not None or self.every_weight is not None):
+            raise ValueError("every_epochs: expected every: null and every_weight: null; or every_epochs: null")
         return self
 
     @pydantic.model_validator(mode="after")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import math
 import multiprocessing
 import os
 import sys
@@ -42,7 +41,7 @@ from hvd_async.script.rank_log import RankLog
 from hvd_async.script.settings import script_config, script_options
 from hvd_async.script.task import Evaluate, Scoring, ScriptTask
 from hvd_async.store.parameter_store import RateFactor
-from hvd_async.store.schedule import arrivals_needed
+from hvd_async.store.schedule import versions_made
 from hvd_async.system.failure_message import note_origin
 from hvd_async.system.files import stamp_of, write_file
 from hvd_async.system.launch_page import SCRIPT_VARIABLE, tell_page
@@ -235,14 +234,9 @@ class ScriptRun:
                     "num_versions: got a run without training.epochs and training.updates, expected one of them"
                 )
             return training.updates
-        if not strategy.is_async:
-            made = training.epochs * math.ceil(batches_per_epoch / self.num_workers)
-        else:
-            made, left = 0, training.epochs * batches_per_epoch
-            while left > 0:
-                left -= arrivals_needed(strategy, made, self.num_workers)
-                made += 1
-        return made
+        if not strategy.is_async:  # an epoch's last step has the batches that are left
+            return training.epochs * versions_made(strategy, batches_per_epoch, self.num_workers)
+        return versions_made(strategy, training.epochs * batches_per_epoch, self.num_workers)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the state_dict of the final model, for `torch.load(path, weights_only=True)`. Call it after the loop on all

@@ -18,6 +18,7 @@ from hvd_async.runs.recorder import RunRecorder
 from hvd_async.runs.recorder_context import RunContext
 from hvd_async.runs.snapshots import read_snapshot
 from hvd_async.runs.summary import Ending
+from hvd_async.runs.validation_pace import in_versions, pace_text
 from hvd_async.simulation.cluster import Cluster
 from hvd_async.simulation.costs import costs, num_workers
 from hvd_async.simulation.predict import DEFAULT_SECONDS
@@ -67,6 +68,7 @@ def _simulate(config: RunConfig, make_task: Callable[[RunConfig], Task], options
     with told_if_long(PREPARING):
         task = make_task(config)
         num_batches = task.num_batches()
+    config, asked = in_versions(config, task, workers), config
     metric_of_score(config.validation.score, task.metrics)  # before the folder is made
     check_micro_batches(task, config.strategy)
     module = model_of(task)
@@ -83,7 +85,7 @@ def _simulate(config: RunConfig, make_task: Callable[[RunConfig], Task], options
         model.folder.check_vacant()  # at once, even if another process is at work there
     with model.folder.locked(progress.say):
         model.folder.begin(config, overwrite=options.overwrite, is_simulated=True)
-        for line in [*keys_without_effect(config), *task.describe_data()]:
+        for line in [*keys_without_effect(config), *task.describe_data(), *pace_text(asked, config)]:
             progress.say(line)
         with _told_if_interrupted(progress, config):
             return _record(config, timing, model, goal, progress, options.device)

@@ -67,3 +67,14 @@ def most_arrivals(strategy: StrategyConfig, num_workers: int) -> int:
     given = strategy.arrivals_per_update
     wanted = [entry.arrivals for entry in given] if isinstance(given, tuple) else [given]
     return max(num_workers, *(each for each in wanted if isinstance(each, int)), 1)
+
+
+def versions_made(strategy: StrategyConfig, num_batches: int, num_workers: int) -> int:
+    """Return how many versions `num_batches` batches make from the beginning of a run on, while all workers take part."""
+    if not strategy.is_async:
+        return math.ceil(num_batches / num_workers)
+    made, left = 0, num_batches
+    while left > 0:
+        left -= arrivals_needed(strategy, made, num_workers)
+        made += 1
+    return made

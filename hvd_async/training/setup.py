@@ -25,6 +25,7 @@ from hvd_async.runs.provenance import Provenance, device_of, provenance_of, this
 from hvd_async.runs.recorder import RunRecorder
 from hvd_async.runs.recorder_context import RunContext
 from hvd_async.runs.snapshots import read_snapshot
+from hvd_async.runs.validation_pace import in_versions, pace_text
 from hvd_async.store.optimizers.factory import check_optimizer
 from hvd_async.store.parameter_store import RateFactor
 from hvd_async.store.wire.layout import MAX_STATISTICS
@@ -145,6 +146,11 @@ def set_up(start: Start, holding: contextlib.ExitStack) -> Ready | Finished:
         workload = make_workload(
             start, plan, lambda vector: start.strategy.needs(JobSize.of(start.config, plans, vector), rank)
         )
+    asked = start.config
+    start = dataclasses.replace(
+        start,
+        config=in_agreement(start.group, lambda: in_versions(asked, workload.task, count_workers(plans))),
+    )
     spec = describe_job(start, plans, workload)
     progress = Progress(
         workload.goal,
@@ -161,6 +167,8 @@ def set_up(start: Start, holding: contextlib.ExitStack) -> Ready | Finished:
     recorder = _make_recorder(start, workload, progress, opened, provenance) if start.group.rank == 0 else None
     if recorder is not None:
         _introduce(start, spec, workload, progress, opened)
+        for line in pace_text(asked, start.config):
+            progress.say(line)
     loop = _make_loop(start, plans, workload, saved)
     job = spec.with_state(recorder, saved)
     if recorder is not None:

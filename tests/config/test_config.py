@@ -303,7 +303,7 @@ def test_a_schedule_of_arrivals_rises_from_version_0(versions: list[int]) -> Non
         ),
         (
             {"validation": {"patience": 2}},
-            "validation: patience: expected when: during, a value for every, and every_weight: null",
+            "validation: patience: expected when: during, a value for every or every_epochs, and every_weight: null",
         ),
         (
             {"vocabulary": {"kind": "unigram", "bpe_dropout": 0.1}},
@@ -323,7 +323,7 @@ def test_a_schedule_of_arrivals_rises_from_version_0(versions: list[int]) -> Non
         ),
         (
             {"validation": {"patience": 2, "every": 5, "when": "after"}},
-            "validation: patience: expected when: during, a value for every, and every_weight: null",
+            "validation: patience: expected when: during, a value for every or every_epochs, and every_weight: null",
         ),
     ],
 )

@@ -341,6 +341,19 @@ def test_an_error_of_the_users_evaluation_ends_all_ranks_with_its_traceback(tmp_
     assert done.stderr.count("ValueError: of the user's evaluation\n") in (1, 2, 4) and "blobs_script.py" in done.stderr
 
 
+@pytest.mark.parametrize("strategy", ["async", "ddp"])
+def test_a_script_is_measured_after_each_epoch(tmp_path: pathlib.Path, strategy: str) -> None:
+    validation = {"every_epochs": 1}
+    ranks = {"async": 3, "ddp": 2}[strategy]
+    done = script(ranks, tmp_path / "run", strategy=strategy, epochs=3, validation=validation).check()
+    assert "validation every 6 versions, for 1 epoch" in done.stdout
+    assert [each["version"] for each in events_of(tmp_path / "run", "evaluation")] == [6, 12, 18]
+    script(ranks, tmp_path / "run", strategy=strategy, epochs=4, validation=validation, resume=True).check()
+    assert [each["version"] for each in events_of(tmp_path / "run", "evaluation")] == [6, 12, 18, 24]
+    again = script(ranks, tmp_path / "run", strategy=strategy, epochs=4, validation=validation, resume=True).check()
+    assert "final loss" in again.stdout and len(events_of(tmp_path / "run", "evaluation")) == 4
+
+
 def test_a_stopped_script_resumes_with_the_batches_that_are_left(tmp_path: pathlib.Path) -> None:
     folder = tmp_path / "run"
     read = {"num_workers": 1}  # so that batches are claimed ahead of time
