@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pathlib
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 from hvd_async.simulation.simulate import SimulateOptions, simulate
 from tests.mpi.runs import Settings, events_of, run_toy, summary_of
-from tests.mpi.toy import ToyTask, make_config
+from tests.mpi.toy import BATCHES_PER_EPOCH, ToyTask, make_config
 from tests.simulation.simulated import UNEVEN, parse, run
 
 STRATEGIES: list[dict[str, Any]] = [{"kind": "async"}, {"kind": "async", "lockstep": True}, {"kind": "ddp"}]
@@ -56,6 +57,14 @@ def test_snapshots_show_the_first_version_after_each_multiple(tmp_path: pathlib.
     last = update["version"]
     measured = [m["version"] for m in summary_of(tmp_path / "run")["measurements"]]
     assert len(expected) > 3 and measured == sorted({*expected, last})
+
+
+def test_a_simulated_run_is_measured_after_each_epoch(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(tmp_path / "run", 40, strategy={"kind": "async"}, validation={"every_epochs": 0.5}, simulation={"workers": 4})
+    every = math.ceil(0.5 * BATCHES_PER_EPOCH / 4)
+    assert f"validation every {every} versions, for 0.5 epochs" in capsys.readouterr().out
+    measured = [m["version"] for m in summary_of(tmp_path / "run")["measurements"]]
+    assert measured == sorted({*range(every, 11, every), 10}) and len(measured) > 1
 
 
 @pytest.mark.parametrize("is_live", [False, True])
