@@ -19,11 +19,10 @@ import torch
 
 from hvd_async.errors import ConfigError, SetupError
 from hvd_async.system.printable import printable
-from hvd_async.tasks.translation.scoring import NUM_SAMPLES, Difference, TextScore
+from hvd_async.tasks.translation.scoring import NUM_SAMPLES, Difference, TextScore, bootstrap_seed
 
 PROGRAM = "comet-score"
 DEFAULT_MODEL = "Unbabel/wmt22-comet-da"
-_SEED = 12345  # sacreBLEU's
 
 
 def check_program() -> None:
@@ -84,7 +83,9 @@ def difference(values: Sequence[float], others: Sequence[float]) -> Difference:
     mean = float(differences.mean())
     if not mean:
         return Difference(0.0, 1.0)
-    drawn = np.random.default_rng(_SEED).integers(0, len(differences), (NUM_SAMPLES, len(differences)))
+    seed = bootstrap_seed()
+    generator = np.random.default_rng(None if seed == "none" else int(seed))
+    drawn = generator.integers(0, len(differences), (NUM_SAMPLES, len(differences)))
     means = differences[drawn].mean(axis=1)
     num_as_large = int((np.abs(means - means.mean()) > abs(mean)).sum())
     return Difference(mean, (num_as_large + 1) / (NUM_SAMPLES + 1))
