@@ -43,8 +43,8 @@ class PeerError(HvdAsyncError):
     """Another rank failed, fell silent, or left while this rank depended on it.
 
     `is_reported`: the failed rank has reported the failure itself, so this rank need not. `is_state_lost`: the failed
-    rank held a part of the parameters, so nothing complete is left to save. `is_none_left`: no rank is left that would have to
-    be ended. `exit_status`: 6, or what it is given, such as that of ranks that failed and said why.
+    rank held a part of the parameters, so nothing complete is left to save. `is_none_left`: no other rank is left that would have
+    to be ended. `exit_status`: 6, or what it is given, such as 1 if all workers failed and said why.
     """
 
     exit_status = 6

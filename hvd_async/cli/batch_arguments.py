@@ -153,8 +153,8 @@ def container_of(arguments: argparse.Namespace) -> tuple[str | None, tuple[str, 
     return image, (*site.binds, *arguments.bind)
 
 
-def submit(argv: Sequence[str], text: str = "", *, title: str = "Slurm") -> int:
-    """Run a command that submits, with `text` as input, and return its exit status, 0. `title`: the batch system, for messages.
+def submit(argv: Sequence[str], text: str = "", *, title: str = "Slurm") -> None:
+    """Run a command that submits, with `text` as input. `title`: the batch system, for messages.
 
     Raises `SetupError` if the command is missing or fails.
     """
@@ -165,5 +165,6 @@ def submit(argv: Sequence[str], text: str = "", *, title: str = "Slurm") -> int:
             f"{argv[0]}: cannot be started: {error.strerror}; --submit needs a machine with {title}'s commands"
         ) from None
     if status != 0:
-        raise SetupError(f"{shlex.join(argv)}: got exit status {status}, expected 0; its message above says why")
-    return status
+        raise SetupError(
+            f"{shlex.join(argv)}: got exit status {status}, expected 0; its messages above say why, and which jobs are queued"
+        )

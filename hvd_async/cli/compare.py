@@ -150,9 +150,11 @@ def _write_script(arguments: argparse.Namespace, suite: Suite, output: pathlib.P
     defaults = {"cpus_per_worker": 1} if is_simulated else {}
     asked = resources(arguments, DIALECTS["slurm"], nodes=1, workers_per_node=num_workers, **defaults)
     if is_simulated and (asked.nodes, asked.workers_per_node) != (1, 1):
+        names = ("nodes", "workers_per_node", "gpus_per_node")
+        flag = next(f"--{name.replace('_', '-')}" for name in names if getattr(arguments, name) not in (None, 1, "1"))
         raise ConfigError(
-            f"--nodes, --workers-per-node or --gpus-per-node: got {asked.workers_per_node} tasks on each of {asked.nodes} nodes,"
-            f" expected one task, since a run of {arguments.suite} is one process (launcher: simulate); remove them"
+            f"{flag}: got {asked.nodes} x {asked.workers_per_node} tasks, expected one, since a run of {arguments.suite} is one"
+            " process (launcher: simulate); remove the flag"
         )
     if is_simulated and asked.gpus_per_node and not (arguments.device or "").startswith("cuda"):
         raise ConfigError(
@@ -185,7 +187,8 @@ def _write_script(arguments: argparse.Namespace, suite: Suite, output: pathlib.P
     output.mkdir(parents=True, exist_ok=True)
     path = output / "compare.sbatch"
     write_file(path, text.encode())
-    return submit(["bash", str(path)])
+    submit(["bash", str(path)])
+    return 0
 
 
 def _check_container(arguments: argparse.Namespace, suite: Suite) -> None:

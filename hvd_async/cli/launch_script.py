@@ -82,6 +82,11 @@ def write_script(config: RunConfig, arguments: argparse.Namespace, dialect: Dial
     check_container(arguments, origin)
     asked = resources(arguments, dialect, **_places(arguments, 1 if config.strategy.is_single else arguments.workers))
     asked.check(dialect)
+    if config.strategy.is_single and asked.workers_per_node > 1:
+        flag = "gpus" if arguments.workers_per_node is None else "workers"
+        raise ConfigError(
+            f"--{flag}-per-node: got {asked.workers_per_node}, expected 1 for strategy single, which is one process"
+        )
     _check_ranks(config, arguments, asked, is_apart=script == "heterogeneous")
     if script == "train-requeue":
         refuse(arguments, ("resume", "overwrite"), f"--{dialect.name} train-requeue, which has --auto-resume")
@@ -120,7 +125,8 @@ def write_script(config: RunConfig, arguments: argparse.Namespace, dialect: Dial
     if not arguments.submit or arguments.dry_run:
         print(text, end="")
         return 0
-    return submit([dialect.submit], text, title=dialect.title)
+    submit([dialect.submit], text, title=dialect.title)
+    return 0
 
 
 def _places(arguments: argparse.Namespace, workers: int | None) -> dict[str, int]:

@@ -164,7 +164,7 @@ def _scores(arguments: argparse.Namespace) -> dict[str, Any]:
     mine = "this model" if arguments.models else printable(str(arguments.hypothesis))
     for path, each in zip(arguments.against, than, strict=True):
         parts = [f"{_value(name, each[name].value, '+')} (p = {each[name].p:.3f})" for name in metrics]
-        how = f"paired bootstrap of {NUM_SAMPLES:,} samples, seed {bootstrap_seed()}"
+        how = f"paired bootstrap of {NUM_SAMPLES:,} samples, seed {bootstrap_seed() or 'not fixed'}"
         print(f"{mine} minus {printable(str(path))}: {', '.join(parts)}; {how}")
         differences = {name: {"difference": each[name].value, "p": each[name].p} for name in metrics}
         found["against"].append({"file": str(path), "differences": differences})

@@ -8,7 +8,7 @@ from typing import Any
 from hvd_async.config import RunConfig, leaves
 
 # Settings that differ in every run.
-_OF_EACH_RUN = ("output", "seed")
+OF_EACH_RUN = ("output", "seed")
 
 
 def differing_keys(configs: Sequence[RunConfig]) -> list[str]:
@@ -20,4 +20,4 @@ def differing_keys(configs: Sequence[RunConfig]) -> list[str]:
 
 def own_leaves(config: RunConfig) -> dict[str, Any]:
     """Return the values of `config` by dotted keys, without the seed and the output folder."""
-    return {key: value for key, value in leaves(config).items() if key not in _OF_EACH_RUN}
+    return {key: value for key, value in leaves(config).items() if key not in OF_EACH_RUN}

@@ -13,7 +13,8 @@ from hvd_async.tasks.metric import LOSS, Metric
 def metrics_of(runs: Sequence[Run]) -> tuple[Metric, ...]:
     """Return the metrics that any of `runs` has, the loss first; empty without runs.
 
-    Title and decimals are those of the first run that has the metric; the unit is left out if runs have different ones.
+    Title and decimals are those of the first run that has the metric; the unit is left out if runs have different ones, and
+    different notes are given one after the other.
     Raises `DataError` if higher scores of a metric are better in one run, and lower scores in another.
     """
     found: dict[str, tuple[Metric, Run]] = {}
@@ -27,7 +28,8 @@ def metrics_of(runs: Sequence[Run]) -> tuple[Metric, ...]:
                 )
             if metric.unit != known.unit:
                 found[metric.name] = replace(known, unit=""), first
-    metrics = [metric for metric, _ in found.values()]
+    notes = {name: dict.fromkeys(m.note for run in runs for m in run.metrics if m.name == name and m.note) for name in found}
+    metrics = [replace(metric, note="; or ".join(notes[name])) for name, (metric, _) in found.items()]
     return tuple(sorted(metrics, key=lambda metric: metric.name != LOSS))
 
 

@@ -105,7 +105,9 @@ def _quality(best: Row, base: Row) -> str:
     for metric in metrics_of([*base.runs, *best.runs]):
         if metric.name == LOSS or metric.name not in best.final or metric.name not in base.final:
             continue
-        if not all(metric.is_shown_as_zero(row.final[metric.name].mean) for row in (best, base)):  # which says nothing
+        # Of a score of which higher is better, 0 says nothing.
+        is_nothing = all(metric.is_shown_as_zero(row.final[metric.name].mean) for row in (best, base))
+        if not (metric.is_higher_better and is_nothing):
             return _difference(best, base, metric)
     diverged = [row.variant for row in (best, base) if LOSS not in row.final]
     if diverged:

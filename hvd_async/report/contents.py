@@ -20,7 +20,7 @@ from hvd_async.report.number_format import plural
 from hvd_async.report.run_settings import setup
 from hvd_async.report.software import clock_note
 from hvd_async.report.tables import ideal_table, milestones_fold, quality_table, shares_table, target_table, worker_shares
-from hvd_async.report.unlike_runs import untuned_note, warnings_about
+from hvd_async.report.unlike_runs import target_note, untuned_note, warnings_about
 
 
 def contents(collection: Collection, rows: Sequence[Row], output: pathlib.Path, window: TimeWindow | None) -> Document:
@@ -56,14 +56,7 @@ def _lead(
         yield Text(said.sentence, "answer", label=environment if len(by_environment) > 1 else "")
         if said.notes:
             yield Items(said.notes)
-    if target is not None and not target.is_given:
-        yield Text(
-            f"The target was not chosen beforehand. {str(target)[:1].upper()}{str(target)[1:]} is the"
-            " lowest that all runs of the baseline reached, and all runs of at least one other"
-            f" variant{', in every environment' if len(by_environment) > 1 else ''}.",
-            "small",
-        )
-    if note := untuned_note(collection):
+    for note in filter(None, (target_note(collection), untuned_note(collection))):
         yield Text(note, "small")
     yield from _there(draw_speed_ups("speed-ups", by_environment, looks, target))
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hvd_async.comparison.collection import Collection, runs_of
-from hvd_async.comparison.differences import differing_keys, own_leaves
+from hvd_async.comparison.differences import OF_EACH_RUN, differing_keys, own_leaves
 from hvd_async.comparison.runs import Run
 from hvd_async.config import RunConfig, dump_config
 from hvd_async.config.yaml import dump_yaml, read_yaml
@@ -59,20 +59,21 @@ def setup(collection: Collection) -> PageSection:
 
 def _shared(configs: Sequence[RunConfig]) -> str:
     """Return the keys of the configurations that have one value in all of them, as YAML."""
-    tree = read_yaml(dump_config(configs[0]))
-    for key in ("output", "seed", *differing_keys(configs)):
-        section = tree
-        *sections, name = key.split(".")
-        for each in sections:
-            section = section.get(each, {})
-        section.pop(name, None)
-    return dump_yaml(_without_empty(tree))
+    trees = [read_yaml(dump_config(config)) for config in configs]
+    return dump_yaml(_common([{key: tree[key] for key in tree if key not in OF_EACH_RUN} for tree in trees]))
 
 
-def _without_empty(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `tree` without sections of which nothing is left."""
-    inner = {name: _without_empty(value) if isinstance(value, dict) else value for name, value in tree.items()}
-    return {name: value for name, value in inner.items() if value != {}}
+def _common(trees: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the keys that have equal values in all `trees`, without sections of which nothing is left."""
+    found: dict[str, Any] = {}
+    for key in trees[0]:
+        values: list[Any] = [tree.get(key) for tree in trees]
+        if all(isinstance(value, dict) for value in values):
+            if inner := _common(values):
+                found[key] = inner
+        elif all(key in tree and tree[key] == values[0] for tree in trees):
+            found[key] = values[0]
+    return found
 
 
 def _runs(collection: Collection, environment: str) -> dict[str, list[Run]]:

@@ -27,12 +27,28 @@ def warnings_about(runs: Sequence[Run]) -> Iterator[str]:
 
 def untuned_note(collection: Collection) -> str:
     """Return a sentence if variants are compared without rates of their own to choose from; empty otherwise."""
-    if collection.rates or len({entry.variant for entry in collection.entries}) < 2:
+    if len(collection.rates) > 1 or not _are_several_variants(collection):
         return ""
     return (
         "The learning rate of each variant was set, not chosen among several: another rate may be best for another variant"
         " (`rates` in a suite)."
     )
+
+
+def target_note(collection: Collection) -> str:
+    """Return a sentence on how the target was chosen; empty if it was given, or there is nothing to compare."""
+    target = collection.target
+    if target is None or target.is_given or not _are_several_variants(collection):
+        return ""
+    everywhere = ", in every environment" if len(collection.environments) > 1 else ""
+    return (
+        f"The target was not chosen beforehand. {str(target)[:1].upper()}{str(target)[1:]} is the lowest that all runs of the"
+        f" baseline reached, and all runs of at least one other variant{everywhere}."
+    )
+
+
+def _are_several_variants(collection: Collection) -> bool:
+    return len({entry.variant for entry in collection.entries}) > 1
 
 
 def _keys_of_unlike_measurements(runs: Sequence[Run]) -> list[str]:

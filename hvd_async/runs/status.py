@@ -132,9 +132,8 @@ class RunStatus:
             lines.append("  refused arrivals: " + ", ".join(f"{reason} {count}" for reason, count in self.refused.items()))
         lines += [f"  lost: {each}" for each in self.lost]
         if self.missing:
-            lines.append(
-                f"  {self.missing:,} batches not computed, since all workers left their loops; --resume computes them"
-            )
+            batches = "1 batch" if self.missing == 1 else f"{self.missing:,} batches"
+            lines.append(f"  {batches} not computed, since all workers left their loops; --resume computes the rest")
         if self.state == "interrupted":
             lines.append(
                 "  no process has the folder: a simulated run is computed anew, by simulate --overwrite or by its `compare`"
@@ -270,14 +269,14 @@ class _Log:
 
 
 def _state(folder: RunFolder, status: RunStatus, host: str) -> str:
-    """Return `RunStatus.state`, and set `missing`."""
+    """Return `RunStatus.state`."""
     held = _is_held(folder.lock)
     if held:
         return "running"
     try:
         summary = json.loads(folder.summary.read_bytes())
-        status.missing = int(summary.get("missing", 0))
-        return str(summary["status"])
+        state, status.missing = str(summary["status"]), int(summary.get("missing", 0))
+        return state
     except FileNotFoundError:
         pass
     except (OSError, ValueError, KeyError, TypeError):

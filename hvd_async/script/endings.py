@@ -22,8 +22,9 @@ _previous: list[
     Callable[[type[BaseException], BaseException, types.TracebackType | None], object]
 ] = []  # the hook before ours
 _urgent: list[HvdAsyncError] = []
-_hinted: list[BaseException] = []  # the last
-_stores: list[bool] = []  # not empty if this process held the store alone in the last run
+_is_store_alone = [False]  # whether this process only held the store in the last run
+# What torch says where a script has left its calls in.
+_TORCH_DISTRIBUTED = ("Default process group has not been initialized", "Error initializing torch.distributed")
 
 
 @contextlib.contextmanager
@@ -86,14 +87,15 @@ def end_at_once_if_uncaught(error: HvdAsyncError) -> None:
 
 def note_role(*, is_store_alone: bool) -> None:
     """Note whether this process only holds the store, for hints about errors after the run."""
-    _stores[:] = [True] * is_store_alone
+    _is_store_alone[0] = is_store_alone
 
 
 def _hook(kind: type[BaseException], error: BaseException, trace: types.TracebackType | None) -> None:
     is_typed_in = hasattr(sys, "ps1") or sys.flags.interactive  # where an error must not end the session
     if not isinstance(error, HvdAsyncError) or is_typed_in:
         _previous[0](kind, error, trace)
-        tell_hint(error)
+        if hint := hint_about(error):
+            print_message(f"hvd-async: rank {_own_rank()}: {hint}\n")
         return
     if any(error is each for each in _urgent):
         end_with(error, _own_rank())
@@ -102,22 +104,24 @@ def _hook(kind: type[BaseException], error: BaseException, trace: types.Tracebac
     raise SystemExit(error.exit_status)  # as the script's own, so that what it has registered is called
 
 
-def tell_hint(error: BaseException) -> None:
-    """Print a line about an `error` of the script that comes of running with several ranks, if it is one that is known; once."""
-    hint = ""
-    if isinstance(error, NameError) and _stores:
-        hint = (
-            "this rank only holds the store, and its loop had no batches: put what uses the loop's variables under"
-            " `if run.worker is not None:`, and run.save outside of it"
+def hint_about(error: BaseException) -> str:
+    """Return a line about an `error` of the script that comes of running with several ranks, for its message; empty if it is none
+    that is known."""
+    text = str(error)
+    if isinstance(error, NameError) and _is_store_alone[0]:
+        name = f"`{error.name}`" if error.name else "it"
+        return (
+            f"this rank only holds the store, and its loop had no batches; if {name} is set in the loop, put what uses it under"
+            " `if run.worker is not None:`, and run.save outside of that"
         )
-    elif isinstance(error, ValueError) and "Default process group has not been initialized" in str(error):
-        hint = (
-            "there is no process group of torch.distributed: take DistributedDataParallel and calls of torch.distributed out of"
-            " the script, since the run does their work (docs/from-ddp.md)"
+    if any(words in text for words in _TORCH_DISTRIBUTED):
+        return (
+            "the run does the work of torch.distributed: take init_process_group, DistributedDataParallel and calls of"
+            " torch.distributed out of the script (docs/from-ddp.md)"
         )
-    if hint and not any(error is each for each in _hinted):
-        _hinted[:] = [error]
-        print_message(f"hvd-async: rank {_own_rank()}: {hint}\n")
+    if "Horovod has not been initialized" in text:
+        return "the run does Horovod's work: take calls of hvd and its optimizer out of the script (docs/from-horovod.md)"
+    return ""
 
 
 def _flush_files() -> None:

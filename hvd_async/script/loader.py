@@ -199,7 +199,7 @@ class StreamSource(_ReadsWhenAsked):
             "a DataLoader over an IterableDataset" if isinstance(batches, DataLoader) else "an iterable without a length"
         )
         self.notes: Sequence[str] = [
-            f"loader: {self.kind}: each worker reads its own stream once, whatever `epochs` says, and all train on the same"
+            f"loader: {self.kind}: each worker reads its own stream once, whatever `epochs` says; several train on the same"
             " examples unless the script gives each its part (run.worker, run.num_workers); the run is over when all have ended"
         ]
 

@@ -93,6 +93,7 @@ class ScriptLoop:
 
     def close(self) -> None:
         """Leave the model to the script."""
+        self._is_over = True
         for hook in self._hooks:
             hook.remove()
 

@@ -27,10 +27,10 @@ from hvd_async.script.endings import (
     at_end_of_script,
     end_at_once_if_uncaught,
     end_with,
+    hint_about,
     note_role,
     on_all_ranks,
     report_uncaught_errors,
-    tell_hint,
 )
 from hvd_async.script.final_version import FinalVersion
 from hvd_async.script.loader import BatchSource, StreamSource, source_of
@@ -146,7 +146,6 @@ class ScriptRun:
             self._log = RankLog(RunFolder(config.output), self.rank)
             stack.callback(self._log.close)
             self._stack = stack.pop_all()
-        note_role(is_store_alone=self.worker is None)
         self._is_over = False
         self._loop: ScriptLoop | None = None
         self._final: FinalVersion | None = None
@@ -222,6 +221,7 @@ class ScriptRun:
         loop = ScriptLoop(ready, source, kept, is_mean=is_mean, tells_of_no_loss=self.worker == 0)
         loop.session = self._stack.enter_context(trained(self._job, loop.ready, before_evaluation=loop.average_buffers))
         self._stack.enter_context(loop.ready.reading())
+        note_role(is_store_alone=self.worker is None)  # which has served by now
         return loop
 
     def num_versions(self, batches_per_epoch: int) -> int:
@@ -352,8 +352,7 @@ class ScriptRun:
         # torch.distributed calls this with a buffer in place of the stream, which the end of the process would lose.
         sys.stderr = self._stderr
         self._end()
-        note_origin(error, trace)
-        tell_hint(error)
+        note_origin(error, trace, hint_about(error))
         try:
             self._stack.__exit__(kind, error, trace)
         except BaseException as raised:

@@ -317,6 +317,7 @@ def make_server(
         stop_timeout_seconds=job.strategy.stop_timeout_seconds,
         ended_workers=lambda: {worker for rank in memory.dead_ranks() if (worker := job.plans[rank].worker) is not None},
         least_workers=job.strategy.min_workers if not obstacle_to_outliving(job) else None,
+        is_only_store=sum(plan.shard is not None for plan in job.plans) == 1,
         guests=guests,
         num_workers=job.num_workers,
         slot_of=MemoryPlan(job.sized).slot_of,

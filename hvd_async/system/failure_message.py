@@ -14,7 +14,7 @@ from hvd_async.system.printable import printable_lines
 _REPORTER_SECONDS = 5.0
 """How long the rank that prints a message may be behind one that prints none."""
 
-_origin: list[tuple[BaseException, types.TracebackType | None]] = []  # the last
+_origin: list[tuple[BaseException, types.TracebackType | None, str]] = []  # the last
 
 
 def tell(rank: int, error: BaseException) -> None:
@@ -31,10 +31,10 @@ def note_told(error: BaseException) -> None:
         error.is_told = True  # type: ignore[attr-defined]  # it travels with the exception to whoever ends the job
 
 
-def note_origin(error: BaseException, trace: types.TracebackType | None) -> None:
+def note_origin(error: BaseException, trace: types.TracebackType | None, hint: str = "") -> None:
     """Note that `error`, which ends this process, was raised at `trace`, for its message: not in the contexts of ours that see it
-    pass. Nothing is set on `error`, which may be of a class of the user's that forbids it."""
-    _origin[:] = [(error, trace)]
+    pass. `hint`: what the message ends with. Nothing is set on `error`, which may be of a class of the user's that forbids it."""
+    _origin[:] = [(error, trace, hint)]
 
 
 def message_of(rank: int, error: BaseException) -> str:
@@ -45,9 +45,10 @@ def message_of(rank: int, error: BaseException) -> str:
         return f"hvd-async: rank {rank}: interrupted; what was saved before is complete\n"
     if isinstance(error, HvdAsyncError):
         return f"hvd-async: rank {rank}: {printable_lines(str(error))}\n"
-    origin = next((trace for noted, trace in _origin if noted is error), error.__traceback__)
+    origin, hint = next(((trace, hint) for noted, trace, hint in _origin if noted is error), (error.__traceback__, ""))
     trace = "".join(traceback.format_exception(type(error), error, origin))
-    return f"{trace}hvd-async: rank {rank}: {type(error).__name__}: {error}\n"
+    lines = [f"{type(error).__name__}: {error}", *([hint] if hint else [])]
+    return trace + "".join(f"hvd-async: rank {rank}: {line}\n" for line in lines)
 
 
 def print_message(text: str) -> None:

@@ -82,7 +82,7 @@ class Metric:
         return self.text(value) == self.text(0.0)
 
     def difference_text(self, value: float) -> str:
-        """Return the difference `value` with the metric's decimals, always with a sign."""
+        """Return the difference `value` with the metric's decimals, with a sign unless these are all 0."""
         return _without_minus_zero(f"{value:+.{self.digits}f}")
 
 

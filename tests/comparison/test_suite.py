@@ -271,7 +271,8 @@ def overrides(folder: pathlib.Path, *, simulated: bool) -> list[str]:
         *("--set", "strategy.arrivals_per_update=1", *workers, "--set", "optimizer.learning_rate=0.001"),
         *("--set", "training.epochs=null", "--set", "training.weight=2000"),
         *("--set", "training.updates=null", "--set", "training.seconds=null"),
-        *("--set", "validation.every=null", "--set", "validation.patience=null", "--set", "validation.when=after"),
+        *("--set", "validation.every=null", "--set", "validation.every_epochs=null", "--set", "validation.patience=null"),
+        *("--set", "validation.when=after"),
         *("--set", "validation.every_weight=500", "--set", "seed=1", "--set", "output=out/runs/n_1-0.001-s1"),
     ]
 

@@ -118,12 +118,18 @@ def test_a_single_process_requests_one_task(tmp_path: pathlib.Path, capsys: pyte
         (
             {"strategy": {"kind": "single"}},
             ["--slurm", "--workers-per-node", "2", "--workers", "2"],
-            4,
-            "expected 1 for strategy single",
+            2,
+            "--workers-per-node: got 2, expected 1 for strategy single",
         ),
         ({"strategy": {"kind": "single"}}, ["--pbs", "--nodes", "4"], 2, "--nodes: got 4, expected 1 for strategy single"),
         ({}, ["--slurm", "--launcher", "horovodrun-gloo"], 4, "horovodrun --gloo starts no MPI, which strategy async needs"),
         ({}, ["--slurm", "--time", "2"], 2, "--time: got 2, expected more than the 120 seconds"),
+        (
+            {"strategy": {"kind": "single"}},
+            ["--slurm", "--gpus-per-node", "4"],
+            2,
+            "--gpus-per-node: got 4, expected 1 for strategy single",
+        ),
         ({}, ["--pbs", "--job-name=-abc"], 2, "--job-name: got '-abc', expected letters, digits and any of . + - _"),
         ({}, ["--lsf", "--time", "1"], 2, "--time: got 1, expected more than the 120 seconds"),
     ],
@@ -183,8 +189,8 @@ def test_simulated_runs_have_one_process(tmp_path: pathlib.Path, capsys: pytest.
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--nodes", "3"], "got 1 tasks on each of 3 nodes, expected one task"),
-        (["--workers-per-node", "2"], "got 2 tasks on each of 1 nodes, expected one task"),
+        (["--nodes", "3"], "--nodes: got 3 x 1 tasks, expected one, since a run of "),
+        (["--workers-per-node", "2"], "--workers-per-node: got 1 x 2 tasks, expected one, since a run of "),
         (["--gpus-per-node", "1"], "--gpus-per-node: got 1, expected --device cuda with it"),
     ],
 )

@@ -218,8 +218,7 @@ def test_weights_have_the_unit_of_the_task(tmp_path: pathlib.Path) -> None:
         " each of them is worth as much.",
         "- **Throughput**: Own images per second / those of the baseline, seed by seed.",
         "- async: steps of 1 s, 0.5 s more for each image.",
-        "*Validation loss over seconds of training, images and updates. The worst scores, at the beginning, are outside of the"
-        " drawing.*",
+        "*Validation loss over seconds of training, images and updates. Scores beyond the edge are not shown.*",
     ):
         assert line in text
     shared = text[text.index("<summary>What all runs share") : text.index("Lengths of steps")]

@@ -62,7 +62,7 @@ def test_a_finished_run_is_told_with_its_numbers(folder: pathlib.Path) -> None:
     assert status.lines()[0].startswith(f"{folder}: finished, 100 %, version {len(updates)}, ")
     stale = [arrival["staleness"] for arrival in events_of(folder, "arrival")]
     assert status.staleness == status.micro_batch_staleness == sum(stale) / len(stale) and status.micro_batches == 1
-    assert f" a second, staleness {status.staleness:.2f}" in status.lines()[1]
+    assert f" a virtual second, staleness {status.staleness:.2f}" in status.lines()[1]
 
 
 def test_the_staleness_of_micro_batches_is_told_with_their_number(tmp_path: pathlib.Path) -> None:
@@ -161,7 +161,7 @@ def test_the_share_of_a_run_follows_its_bound(folder: pathlib.Path) -> None:
     [start] = events_of(folder, "start")
     as_real(folder, "elsewhere")
     applied = sum(update["arrivals"] for update in events_of(folder, "update"))
-    (folder / "config.yaml").write_text((folder / "config.yaml").read_text().replace("epochs: null", "epochs: 7"))
+    (folder / "config.yaml").write_text((folder / "config.yaml").read_text().replace("\n  epochs: null", "\n  epochs: 7"))
     for bound in ("weight", "updates", "seconds"):
         text = (folder / "config.yaml").read_text()
         (folder / "config.yaml").write_text(re.sub(rf"(?m)^  {bound}: \d.*$", f"  {bound}: null", text))

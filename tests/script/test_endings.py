@@ -71,18 +71,25 @@ def test_an_error_after_the_run_ends_the_script_in_one_line_and_nothing_else(tmp
     assert (tmp_path / "file.txt").read_text() == "written"
 
 
-WRAPPED = """
-import torch
-import hvd_async as ha
-run = ha.init('x', strategy='single', epochs=1)
-torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 1))
-"""
-
-
-def test_a_call_of_torch_distributed_is_told_what_to_do_instead(tmp_path: pathlib.Path) -> None:
-    done = ended(WRAPPED, tmp_path)
-    assert done.returncode == 1 and "ValueError: Default process group has not been initialized" in done.stderr
-    assert done.stderr.count("hvd-async: rank 0: there is no process group of torch.distributed: take") == 1
+@pytest.mark.parametrize(
+    ("call", "hint"),
+    [
+        (
+            "torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 1))",
+            "the run does the work of torch.distributed: take",
+        ),
+        ("torch.distributed.init_process_group('gloo')", "the run does the work of torch.distributed: take"),
+        ("import horovod.torch as hvd; hvd.rank()", "the run does Horovod's work: take calls of hvd"),
+        ("missing.call()", ""),
+    ],
+)
+def test_calls_that_a_script_has_left_in_are_told_what_to_do_instead(tmp_path: pathlib.Path, call: str, hint: str) -> None:
+    if "horovod" in call:
+        pytest.importorskip("horovod")
+    done = ended(f"import torch\nimport hvd_async as ha\nrun = ha.init('x', strategy='single', epochs=1)\n{call}", tmp_path)
+    told = [line.partition("rank 0: ")[2] for line in done.stderr.splitlines() if line.startswith("hvd-async: rank 0: ")]
+    assert done.returncode == 1 and done.stderr.startswith("Traceback") and len(told) == bool(hint), done.stderr
+    assert not hint or told[0].startswith(hint)
 
 
 def test_a_second_step_of_a_batch_and_a_step_without_a_loss_are_told(tmp_path: pathlib.Path) -> None:

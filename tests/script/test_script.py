@@ -278,7 +278,7 @@ def test_batches_that_all_workers_left_are_told_and_computed_by_a_resumed_run(tm
     )
     status = read_status(tmp_path / "run")
     assert (status.state, status.share, status.missing) == ("finished", 0.25, 18)
-    assert "18 batches not computed, since all workers left their loops; --resume computes them" in status.lines()[-1]
+    assert "18 batches not computed, since all workers left their loops; --resume computes the rest" in status.lines()[-1]
     assert read_run(tmp_path / "run").num_missing == 18
     script(3, tmp_path / "run", strategy="async", resume=True).check()
     assert read_status(tmp_path / "run").share == 1.0

@@ -67,7 +67,7 @@ def test_files_of_translations_are_scored_and_compared_without_a_model(
             {"file": "bad.de", "differences": {name: {"difference": each.value, "p": each.p} for name, each in than.items()}}
         ],
         "bootstrap_samples": NUM_SAMPLES,
-        "bootstrap_seed": "12345",
+        "bootstrap_seed": 12345,
     }
     assert main([*command, "--json", "out/scores.json"]) == 2
     assert "--json: out/scores.json exists already; replace it with --overwrite" in capsys.readouterr().err

@@ -69,7 +69,7 @@ def _draw_metric(
         caption = f"{what} over seconds of training, {unit} and updates. {_key_of(rows)}".strip()
         lowest, highest = line[0].get_ylim()
         if any(not lowest <= score <= highest for run in runs for _, score in _points(run, metric)):
-            caption += " The worst scores, at the beginning, are outside of the drawing."
+            caption += " Scores beyond the edge are not shown."
         description = f"{what} of {len(rows)} variants; the numbers are in the table of all runs."
         return finish(canvas, name, readings.of_curves(rows, target, metric), caption, description)
 

@@ -11,7 +11,7 @@ from hvd_async.report.answer import answer
 from hvd_async.report.document import Cell, Table
 from hvd_async.report.software import clock_note
 from hvd_async.report.tables import SPEED_UP, quality_table, target_table
-from hvd_async.report.unlike_runs import untuned_note, warnings_about
+from hvd_async.report.unlike_runs import target_note, untuned_note, warnings_about
 from hvd_async.system.printable import printable
 from hvd_async.system.text_tables import aligned_table
 
@@ -43,8 +43,7 @@ def _below(collection: Collection, rows: Sequence[Row]) -> Iterator[str]:
     """Yield what one must know to read the tables."""
     if any(row.speed_up is not None and row.speed_up.is_known for row in rows):
         yield "In brackets: 95 % intervals by Student's t over seeds."
-    if collection.target is not None and not collection.target.is_given and any(row.num_reached for row in rows):
-        yield "The target was not chosen beforehand: the baseline and another variant have reached no lower one with all seeds."
+    yield target_note(collection)
     yield untuned_note(collection)
 
 

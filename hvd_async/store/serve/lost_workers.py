@@ -14,16 +14,24 @@ class LostWorkers:
     """The workers that have died or failed, as the store's server learns of them. Used by one thread."""
 
     def __init__(
-        self, memory: StoreMemory, watch: WorkerWatch, least_workers: int | None, joined: Set[int] = frozenset()
+        self,
+        memory: StoreMemory,
+        watch: WorkerWatch,
+        least_workers: int | None,
+        joined: Set[int] = frozenset(),
+        *,
+        is_only_store: bool = False,
     ) -> None:
         """The run goes on while at least `least_workers` are left; None: it ends with the first that dies. `joined` has at each
-        moment the workers that joined later, without which it always goes on: no launcher waits for them."""
+        moment the workers that joined later, without which it always goes on: no launcher waits for them. `is_only_store`:
+        whether no other rank has a part of the store."""
         self.dead: dict[int, str] = {}
         """Why each worker counts as dead that does."""
         self._memory = memory
         self._watch = watch
         self._least_workers = least_workers
         self._joined = joined
+        self._is_only_store = is_only_store
         self._numbers: dict[int, int] = {}  # of those that are dismissed, counted from 1
         self._num_ranks = 0
         self._dismissed: set[int] = set()
@@ -50,10 +58,11 @@ class LostWorkers:
             left = f"{num_left} worker{' is' if num_left == 1 else 's are'} left"
             hint = f": {left}, expected at least {self._least_workers} (strategy.min_workers)"
         if fatal:
-            # Their own status, whichever rank ends first: mpirun returns that of one of them.
+            # The workers end by a signal; this status is that of the run, whichever way mpirun ends.
             status = 1 if all(reason == _failed(worker) for worker, reason in fatal.items()) else None
             text = f"{_in_words(fatal)}{hint}; the store's state is saved"
-            raise PeerError(text, is_none_left=num_left == 0, exit_status=status)
+            is_none_left = self._is_only_store and num_left == 0 and all(map(self._ends_itself, self.dead))
+            raise PeerError(text, is_none_left=is_none_left, exit_status=status)
 
     def dismiss(self, worker: int) -> None:
         """End the process of `worker`, which is dead or counts so, if it lives here; elsewhere it is told before it pushes. Done
@@ -88,6 +97,10 @@ class LostWorkers:
         state = self._state(worker)
         is_vacant = state < 0 or state in (WorkerState.VACANT, WorkerState.JOINING_AFAR, WorkerState.FAILED)
         return worker not in self.dead and not is_vacant
+
+    def _ends_itself(self, worker: int) -> bool:
+        """Whether the process of `worker`, which counts as dead, is gone or about to go: not if it is stopped or hangs."""
+        return self._has_failed(worker) or self._watch.is_gone(worker)
 
     def _has_failed(self, worker: int) -> bool:
         return self._state(worker) == WorkerState.FAILED

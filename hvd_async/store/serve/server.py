@@ -52,6 +52,8 @@ class ServerOptions:
     """Workers at the start, if the block has places for more, which may join later."""
     least_workers: int | None = None
     """The run goes on without workers that die while at least so many are left; None: it ends with the first."""
+    is_only_store: bool = False
+    """Whether no other rank has a part of the store."""
     num_batches: int | None = None
     claim_order: ClaimOrder = field(default_factory=ClaimOrder)
     slot_of: Callable[[int], int] = lambda worker: worker
@@ -93,7 +95,8 @@ class StoreServer:
             options.guests,
         )
         self._vacancies = Vacancies(memory, watch, lambda worker: self._slots.vacate(worker, store.pending))
-        self._lost = LostWorkers(memory, watch, options.least_workers, self._vacancies.joined)
+        is_only = options.is_only_store
+        self._lost = LostWorkers(memory, watch, options.least_workers, self._vacancies.joined, is_only_store=is_only)
         self._journal = Journal(store, memory)
         self._turn = 0
         self._stopping = StopDesk(memory, options.stop_timeout_seconds)

@@ -83,9 +83,7 @@ def difference(values: Sequence[float], others: Sequence[float]) -> Difference:
     mean = float(differences.mean())
     if not mean:
         return Difference(0.0, 1.0)
-    seed = bootstrap_seed()
-    generator = np.random.default_rng(None if seed == "none" else int(seed))
-    drawn = generator.integers(0, len(differences), (NUM_SAMPLES, len(differences)))
+    drawn = np.random.default_rng(bootstrap_seed()).integers(0, len(differences), (NUM_SAMPLES, len(differences)))
     means = differences[drawn].mean(axis=1)
     num_as_large = int((np.abs(means - means.mean()) > abs(mean)).sum())
     return Difference(mean, (num_as_large + 1) / (NUM_SAMPLES + 1))

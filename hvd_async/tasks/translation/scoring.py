@@ -21,9 +21,11 @@ COMET = "comet"
 """The score of `comet.comet_of`, which takes a model and the source, too."""
 
 
-def bootstrap_seed() -> str:
-    """Return the seed of a paired bootstrap: that of sacreBLEU, which the variable SACREBLEU_SEED may change."""
-    return os.environ.get("SACREBLEU_SEED", "12345").lower()
+def bootstrap_seed() -> int | None:
+    """Return the seed of a paired bootstrap: that of sacreBLEU, which the variable SACREBLEU_SEED may change; None if it is not
+    fixed."""
+    seed = os.environ.get("SACREBLEU_SEED", "12345").lower()
+    return None if seed == "none" else int(seed)
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ class TranslationTask:
         `bpe_dropout` with a vocabulary that is not made by merges."""
         self._config = config
         self._corpus = corpus
-        self._measures = Measures(config.translation.metrics, _how_translated(config.translation))
+        self._measures = Measures(config.translation.metrics, _how_translated(config.translation, len(corpus.validation)))
         # Once: every checkpoint has it, and the model's folder may change while the run trains.
         self._fingerprint = fingerprint_with_model(corpus.fingerprint, config.translation)
         _check_lengths(config, corpus)
@@ -282,10 +282,11 @@ def _check_lengths(config: RunConfig, corpus: PreparedCorpus) -> None:
         )
 
 
-def _how_translated(config: TranslationConfig) -> str:
-    """Return which sentences evaluations translate, and how, in half a sentence."""
+def _how_translated(config: TranslationConfig, num_sentences: int) -> str:
+    """Return which of `num_sentences` sentences evaluations translate, and how, in half a sentence."""
     number, beam = config.metric_sentences, config.decoding.validation_beam
-    sentences = "all sentences" if number is None else f"the first {number:,} sentences"
+    is_all = number is None or number >= num_sentences
+    sentences = f"all {num_sentences:,} sentences" if is_all else f"the first {number:,} sentences"
     return f"of {sentences}, {'greedy search' if beam == 1 else f'beam {beam}'}"
 
 

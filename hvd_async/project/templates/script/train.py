@@ -1,4 +1,4 @@
-"""Train on points in the plane. Alone: `python train.py`; docs/quickstart.md explains each call."""
+"""Train on points in the plane. Alone: `python train.py`; the documentation's quickstart explains each call."""
 
 import hvd_async as ha  # starts nothing; stands before torch
 import torch
