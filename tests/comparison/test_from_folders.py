@@ -138,9 +138,16 @@ def test_a_target_that_no_run_has_measured_is_refused_with_those_that_are_known(
 
 
 def test_metrics_of_runs_are_joined_by_name(tmp_path: pathlib.Path) -> None:
-    other = (Metric("loss", "cross entropy", unit="nats per image", digits=4), Metric("recall", "recall"))
-    found = gathered(write_losses(tmp_path / "a"), write_losses(tmp_path / "b", metrics=other))
-    assert found.metrics == (dataclasses.replace(LOSS, unit=""), *METRICS[:2], other[1])
+    other = (
+        Metric("loss", "cross entropy", unit="nats per image", digits=4, note="of 7 images"),
+        Metric("recall", "recall"),
+    )
+    mine = (dataclasses.replace(LOSS, note="of 3 images"), *METRICS[1:])
+    folders = [write_losses(tmp_path / "a", metrics=mine), write_losses(tmp_path / "b", metrics=other)]
+    expected = dataclasses.replace(LOSS, unit="", note="of 3 images; or of 7 images")
+    assert {metric.name: metric for metric in gathered(*folders).metrics}["loss"] == expected
+    found = gathered(write_losses(tmp_path / "c"), write_losses(tmp_path / "d", metrics=(*other[1:], LOSS)))
+    assert found.metrics == (LOSS, *METRICS[:2], other[1])
 
 
 def test_runs_that_disagree_whether_higher_is_better_are_refused_in_one_line(tmp_path: pathlib.Path) -> None:

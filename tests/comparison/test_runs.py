@@ -66,6 +66,14 @@ def test_a_run_that_measured_nothing_is_refused(tmp_path: pathlib.Path) -> None:
         read_run(tmp_path)
 
 
+def test_a_run_without_metrics_is_told_how_to_have_some(tmp_path: pathlib.Path) -> None:
+    write_run(run(folder=tmp_path, metrics=()))
+    with pytest.raises(
+        DataError, match=r"got a run that measured nothing, expected .*; a script has it by prepare\(evaluate="
+    ):
+        read_run(tmp_path)
+
+
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"measurements": [{}]}', "\udcff"])
 def test_a_damaged_summary_is_named(tmp_path: pathlib.Path, text: str) -> None:
     write_run(run((10.0, 4.0), folder=tmp_path))

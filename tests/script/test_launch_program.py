@@ -194,7 +194,7 @@ def test_a_signal_stops_a_script_whose_batches_are_read_by_processes(
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
     _, errors = signalled(command, environ, "points/s", signal_number)
     lines = errors.splitlines()
-    assert len(lines) == 1 and lines[0].endswith("everything saved; resume with --resume"), errors
+    assert len(lines) == 1 and lines[0].endswith(" stopped by launch, everything saved; resume with --resume"), errors
     assert summary_of(tmp_path / "run")["status"] == "stopped"
 
 

@@ -53,7 +53,9 @@ def test_a_list_and_a_stream_give_their_batches_in_order() -> None:
     assert isinstance(source, ListSource) and [source.batch(index) for index in (0, 2, 3)] == ["a", "c", "a"]
     for stream in (iter("xy"), DataLoader(Stream(), batch_size=4)):
         source = source_of(stream, seed=1)
-        assert isinstance(source, StreamSource) and source.per_epoch is None and source.notes
+        assert isinstance(source, StreamSource) and source.per_epoch is None
+        kind = "a DataLoader over an IterableDataset" if isinstance(stream, DataLoader) else "an iterable without a length"
+        assert source.kind == kind and source.notes[0].startswith(f"loader: {kind}: each worker reads its own stream once")
         source.batch(7), source.batch(9)
         with pytest.raises(EndOfStream):
             source.batch(11)
