@@ -407,6 +407,27 @@ def test_the_last_worker_may_die_when_the_others_have_left_at_the_end(least_work
     assert sorted(observer.batches) == [0, 1] and [worker for worker, _, _ in observer.losses] == [1]
 
 
+@pytest.mark.parametrize(
+    ("failing", "is_only_store", "is_none_left"), [(2, True, True), (2, False, False), (1, True, False)]
+)
+def test_the_last_rank_of_a_run_knows_that_it_is_alone(failing: int, is_only_store: bool, is_none_left: bool) -> None:
+    """Not while another rank has a part of the store, or a worker lives without which the run would not go on."""
+    memory = ThreadMemory(Layout(4, 2))
+    store = make_store(asynchronous(), num_workers=2, memory=memory)
+    clients = [StoreClient([memory], worker, ClientOptions()) for worker in range(2)]
+    for worker, client in enumerate(clients):
+        client.push(torch.ones(4), [arrival(client.claim(), worker=worker)])
+
+    def fail() -> None:
+        for worker in range(failing):
+            set_state(memory, worker, WorkerState.FAILED)
+
+    options = ServerOptions(least_workers=3 - failing, num_batches=90, is_only_store=is_only_store)
+    with pytest.raises(PeerError) as caught:
+        StoreServer(store, memory, Recorder(), options).serve(scripted({3: fail}))
+    assert (caught.value.is_none_left, caught.value.exit_status) == (is_none_left, 1)
+
+
 def test_workers_that_fail_together_are_told_together() -> None:
     memory = ThreadMemory(Layout(4, 4))
     store = make_store(asynchronous(), num_workers=4, memory=memory)
