@@ -104,7 +104,8 @@ def test_a_script_trains_and_is_compared_by_the_printed_commands(
         typed(f"{change} && {command}", tmp_path)
     found = {name: summary_of(folder / "runs" / name)["strategy"] for name in ("points", "async", "ddp")}
     assert found == {"points": "single", "async": "async", "ddp": "ddp"}
-    assert "async" in (folder / "report/report.md").read_text()
+    text = (folder / "report/report.md").read_text()
+    assert "Baseline: ddp." in text and "\n| async | 1 of 1 |" in text
 
 
 def test_the_script_is_that_of_the_quickstart(tmp_path: pathlib.Path) -> None:
