@@ -133,6 +133,15 @@ def resources(arguments: argparse.Namespace, dialect: Dialect, **defaults: int) 
     )
 
 
+def several_asked(arguments: argparse.Namespace, asked: Resources) -> tuple[str, int] | None:
+    """Return the flag by which `asked` has room for more than one process, and its number; None if it has not."""
+    if asked.nodes != 1:
+        return "--nodes", asked.nodes
+    if asked.workers_per_node != 1:
+        return f"--{'gpus' if arguments.workers_per_node is None else 'workers'}-per-node", asked.workers_per_node
+    return None
+
+
 def conda_of(arguments: argparse.Namespace) -> str:
     """Return the environment of conda for a script, from the arguments or else the site file; empty: none."""
     from hvd_async.launcher.site_file import read_site

@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from hvd_async.cli.arguments import check_can_be_read_again, check_folder, device, refuse, verb
-from hvd_async.cli.batch_arguments import add_resources, check_no_script, conda_of, resources, submit
+from hvd_async.cli.batch_arguments import add_resources, check_no_script, conda_of, resources, several_asked, submit
 from hvd_async.cli.report import write_report_to
 from hvd_async.errors import ConfigError, DataError
 from hvd_async.system.extras import require
@@ -149,9 +149,8 @@ def _write_script(arguments: argparse.Namespace, suite: Suite, output: pathlib.P
     num_workers = 1 if is_simulated else suite.most_workers
     defaults = {"cpus_per_worker": 1} if is_simulated else {}
     asked = resources(arguments, DIALECTS["slurm"], nodes=1, workers_per_node=num_workers, **defaults)
-    if is_simulated and (asked.nodes, asked.workers_per_node) != (1, 1):
-        names = ("nodes", "workers_per_node", "gpus_per_node")
-        flag = next(f"--{name.replace('_', '-')}" for name in names if getattr(arguments, name) not in (None, 1, "1"))
+    if is_simulated and (several := several_asked(arguments, asked)) is not None:
+        flag, _ = several
         raise ConfigError(
             f"{flag}: got {asked.nodes} x {asked.workers_per_node} tasks, expected one, since a run of {arguments.suite} is one"
             " process (launcher: simulate); remove the flag"

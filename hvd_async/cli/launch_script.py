@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from hvd_async.cli.arguments import is_given, refuse
-from hvd_async.cli.batch_arguments import conda_of, container_of, parse_gpus, resources, submit
+from hvd_async.cli.batch_arguments import conda_of, container_of, parse_gpus, resources, several_asked, submit
 from hvd_async.cli.launch_program import find_program
 from hvd_async.errors import ConfigError
 
@@ -74,19 +74,15 @@ def write_script(config: RunConfig, arguments: argparse.Namespace, dialect: Dial
     from hvd_async.launcher import check_launcher
     from hvd_async.launcher.batch_script import ScriptJob, render
 
-    if config.strategy.is_single and (arguments.nodes or 1) > 1:
-        raise ConfigError(f"--nodes: got {arguments.nodes}, expected 1 for strategy single, which is one process")
     origin = "--container" if arguments.container is not None else "a container in the site file"
     # The same checks, and the same look for a program, wherever the image is named.
     arguments.container, binds = container_of(arguments)
     check_container(arguments, origin)
     asked = resources(arguments, dialect, **_places(arguments, 1 if config.strategy.is_single else arguments.workers))
     asked.check(dialect)
-    if config.strategy.is_single and asked.workers_per_node > 1:
-        flag = "gpus" if arguments.workers_per_node is None else "workers"
-        raise ConfigError(
-            f"--{flag}-per-node: got {asked.workers_per_node}, expected 1 for strategy single, which is one process"
-        )
+    if config.strategy.is_single and (several := several_asked(arguments, asked)) is not None:
+        flag, number = several
+        raise ConfigError(f"{flag}: got {number}, expected 1 for strategy single, which is one process")
     _check_ranks(config, arguments, asked, is_apart=script == "heterogeneous")
     if script == "train-requeue":
         refuse(arguments, ("resume", "overwrite"), f"--{dialect.name} train-requeue, which has --auto-resume")

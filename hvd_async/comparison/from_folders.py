@@ -14,6 +14,7 @@ from hvd_async.comparison.plan import derived_target, has_plan, read_collection,
 from hvd_async.comparison.runs import Run, read_run
 from hvd_async.comparison.target import WantedTarget
 from hvd_async.errors import ConfigError
+from hvd_async.system.words import and_listed
 
 _ALL = "all"
 # Number of variants that a title names.
@@ -71,9 +72,7 @@ def _title(names: Sequence[str], baseline: str) -> str:
         return baseline
     if len(others) > _MOST_NAMED:
         return f"{len(others)} variants against {baseline}"
-    return (
-        f"{', '.join(others[:-1])} and {others[-1]} against {baseline}" if others[1:] else f"{others[0]} against {baseline}"
-    )
+    return f"{and_listed(others)} against {baseline}"
 
 
 def _is_the_same_but_for_the_seed(one: Run, other: Run) -> bool:

@@ -18,6 +18,7 @@ def metrics_of(runs: Sequence[Run]) -> tuple[Metric, ...]:
     Raises `DataError` if higher scores of a metric are better in one run, and lower scores in another.
     """
     found: dict[str, tuple[Metric, Run]] = {}
+    notes: dict[str, dict[str, None]] = {}
     for run in runs:
         for metric in run.metrics:
             known, first = found.setdefault(metric.name, (metric, run))
@@ -28,8 +29,8 @@ def metrics_of(runs: Sequence[Run]) -> tuple[Metric, ...]:
                 )
             if metric.unit != known.unit:
                 found[metric.name] = replace(known, unit=""), first
-    notes = {name: dict.fromkeys(m.note for run in runs for m in run.metrics if m.name == name and m.note) for name in found}
-    metrics = [replace(metric, note="; or ".join(notes[name])) for name, (metric, _) in found.items()]
+            notes.setdefault(metric.name, {})[metric.note] = None
+    metrics = [replace(metric, note="; or ".join(filter(None, notes[name]))) for name, (metric, _) in found.items()]
     return tuple(sorted(metrics, key=lambda metric: metric.name != LOSS))
 
 

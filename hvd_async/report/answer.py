@@ -9,7 +9,8 @@ from hvd_async.comparison.metrics import metrics_of
 from hvd_async.comparison.results import Row
 from hvd_async.comparison.target import Target
 from hvd_async.report import number_format
-from hvd_async.report.number_format import and_listed, inverse, plural
+from hvd_async.report.number_format import inverse
+from hvd_async.system.words import and_listed, plural
 from hvd_async.tasks.metric import LOSS, Metric
 
 # Share of steps longer than emulated from which a note warns the reader.
@@ -128,11 +129,8 @@ def _difference(best: Row, base: Row, metric: Metric) -> str:
         return f"with {metric.title} {both}"
     if gap.low <= 0.0 <= gap.high:
         is_equal = -metric.equal_within <= gap.low and gap.high <= metric.equal_within
-        words = (
-            f"at equal {metric.title} to within {metric.equal_within:g}"
-            if is_equal
-            else f"with no clear difference in {metric.title}"
-        )
+        within = f"at equal {metric.title} to within {metric.equal_within:g}"
+        words = within if is_equal else f"with no clear difference in {metric.title}"
     else:
         words = f"with {'higher' if gap.mean > 0.0 else 'lower'} {metric.title}"
     return f"{words} ({both}; difference {number_format.span(gap, metric.difference_text)})"
@@ -187,7 +185,7 @@ def _faults_of(row: Row) -> list[str]:
     if row.num_lost:
         faults.append(f": {plural(row.num_lost, 'worker')} died on the way, and the rest computed its share.")
     if row.num_missing:
-        batches = f"{row.num_missing:,} batch{'' if row.num_missing == 1 else 'es'}"
+        batches = plural(row.num_missing, "batch", "batches")
         faults.append(f": {batches} not computed, since all workers left their loops early; --resume computes the rest.")
     if row.num_overrun > _MANY_LONGER * row.num_steps:
         share = number_format.percent(row.num_overrun / row.num_steps)

@@ -16,11 +16,11 @@ from hvd_async.report.figures.curves import draw_curves, draw_rates
 from hvd_async.report.figures.speed_ups import draw_speed_ups
 from hvd_async.report.figures.style import Style, styles
 from hvd_async.report.figures.timeline import TimeWindow, draw_timeline
-from hvd_async.report.number_format import plural
 from hvd_async.report.run_settings import setup
 from hvd_async.report.software import clock_note
 from hvd_async.report.tables import ideal_table, milestones_fold, quality_table, shares_table, target_table, worker_shares
 from hvd_async.report.unlike_runs import target_note, untuned_note, warnings_about
+from hvd_async.system.words import plural
 
 
 def contents(collection: Collection, rows: Sequence[Row], output: pathlib.Path, window: TimeWindow | None) -> Document:

@@ -6,6 +6,7 @@ import pathlib
 
 from hvd_async.config import EmulationConfig
 from hvd_async.report.number_format import singular
+from hvd_async.system.words import and_listed
 
 _SPREADS = {"log_normal": "log-normal", "gamma": "gamma"}
 _SIMULATED_SECONDS = 0.1  # default seconds of a step
@@ -47,6 +48,6 @@ def _slow_workers(emulation: EmulationConfig) -> list[str]:
     return [
         f"worker {workers[0]} takes {factor:g} times as long"
         if len(workers) == 1
-        else f"workers {', '.join(map(str, workers[:-1]))} and {workers[-1]} take {factor:g} times as long"
+        else f"workers {and_listed([*map(str, workers)])} take {factor:g} times as long"
         for factor, workers in by_factor.items()
     ]

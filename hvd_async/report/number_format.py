@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from hvd_async.comparison.statistics import Interval
 
@@ -43,16 +43,6 @@ def staleness(value: float) -> str:
 def span(interval: Interval | None, write: Callable[[float], str]) -> str:
     """Return both ends as `write` formats them, such as `0.66 to 0.77`; empty without an interval."""
     return "" if interval is None or not interval.is_known else f"{write(interval.low)} to {write(interval.high)}"
-
-
-def plural(number: int, noun: str) -> str:
-    """Return text such as `1 seed` or `3 seeds`."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
-def and_listed(names: Sequence[str]) -> str:
-    """Return text such as `a, b and c`."""
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def singular(unit: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from hvd_async.comparison.results import Row
 from hvd_async.comparison.target import Target
 from hvd_async.report import number_format
-from hvd_async.report.number_format import and_listed
+from hvd_async.system.words import and_listed
 from hvd_async.tasks.metric import Metric
 
 _MOST_NAMED = 4

@@ -10,8 +10,8 @@ from typing import Any
 from hvd_async.comparison.collection import Collection, runs_of
 from hvd_async.comparison.differences import OF_EACH_RUN, differing_keys, own_leaves
 from hvd_async.comparison.runs import Run
-from hvd_async.config import RunConfig, dump_config
-from hvd_async.config.yaml import dump_yaml, read_yaml
+from hvd_async.config import RunConfig
+from hvd_async.config.yaml import dump_yaml
 from hvd_async.report.document import Block, Cell, Code, Column, Fold, Items, PageSection, Table, Text
 from hvd_async.report.emulated_workers import describe_emulation
 from hvd_async.report.number_format import NOTHING
@@ -59,7 +59,7 @@ def setup(collection: Collection) -> PageSection:
 
 def _shared(configs: Sequence[RunConfig]) -> str:
     """Return the keys of the configurations that have one value in all of them, as YAML."""
-    trees = [read_yaml(dump_config(config)) for config in configs]
+    trees = [config.model_dump() for config in configs]
     return dump_yaml(_common([{key: tree[key] for key in tree if key not in OF_EACH_RUN} for tree in trees]))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hvd_async.comparison.runs import Run, first_event
-from hvd_async.report.number_format import plural
+from hvd_async.system.words import plural
 
 
 def software_of(runs: Sequence[Run]) -> list[str]:

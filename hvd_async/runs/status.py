@@ -20,6 +20,7 @@ from hvd_async.runs.totals import staleness_text
 from hvd_async.system.durations import clock_text
 from hvd_async.system.json_text import parse_json
 from hvd_async.system.printable import printable
+from hvd_async.system.words import plural
 
 # The rate is that of the updates in so many of the last seconds of training, and of at least two of them.
 _RATE_SECONDS = 60.0
@@ -132,7 +133,7 @@ class RunStatus:
             lines.append("  refused arrivals: " + ", ".join(f"{reason} {count}" for reason, count in self.refused.items()))
         lines += [f"  lost: {each}" for each in self.lost]
         if self.missing:
-            batches = "1 batch" if self.missing == 1 else f"{self.missing:,} batches"
+            batches = plural(self.missing, "batch", "batches")
             lines.append(f"  {batches} not computed, since all workers left their loops; --resume computes the rest")
         if self.state == "interrupted":
             lines.append(

@@ -147,10 +147,9 @@ def set_up(start: Start, holding: contextlib.ExitStack) -> Ready | Finished:
             start, plan, lambda vector: start.strategy.needs(JobSize.of(start.config, plans, vector), rank)
         )
     asked = start.config
-    start = dataclasses.replace(
-        start,
-        config=in_agreement(start.group, lambda: in_versions(asked, workload.task, count_workers(plans))),
-    )
+    if asked.validation.every_epochs is not None:
+        paced = in_agreement(start.group, lambda: in_versions(asked, workload.task, count_workers(plans)))
+        start = dataclasses.replace(start, config=paced)
     spec = describe_job(start, plans, workload)
     progress = Progress(
         workload.goal,

@@ -392,13 +392,19 @@ def test_with_too_few_workers_left_the_run_ends_and_the_store_is_whole() -> None
         raise workers.failures["store"]
 
 
-@pytest.mark.parametrize(("least_workers", "is_at_end"), [(1, False), (2, True)])
-def test_the_last_worker_may_die_when_the_others_have_left_at_the_end(least_workers: int, is_at_end: bool) -> None:
-    memory, observer = ThreadMemory(Layout(4, 2)), Recorder()
-    store = make_store(asynchronous(), num_workers=2, memory=memory)
-    clients = [StoreClient([memory], worker, ClientOptions()) for worker in range(2)]
+def with_a_push_of_each(num_workers: int) -> tuple[ThreadMemory, ParameterStore, list[StoreClient]]:
+    """Return a store to which each of its workers has pushed once, its memory, and the workers' clients."""
+    memory = ThreadMemory(Layout(4, num_workers))
+    store = make_store(asynchronous(), num_workers=num_workers, memory=memory)
+    clients = [StoreClient([memory], worker, ClientOptions()) for worker in range(num_workers)]
     for worker, client in enumerate(clients):
         client.push(torch.ones(4), [arrival(client.claim(), worker=worker)])
+    return memory, store, clients
+
+
+@pytest.mark.parametrize(("least_workers", "is_at_end"), [(1, False), (2, True)])
+def test_the_last_worker_may_die_when_the_others_have_left_at_the_end(least_workers: int, is_at_end: bool) -> None:
+    (memory, store, clients), observer = with_a_push_of_each(2), Recorder()
     clients[0].leave()
     memory.store(Word.NOTHING_OPEN, int(is_at_end))
     script = scripted({3: lambda: set_state(memory, 1, WorkerState.FAILED)})
@@ -412,11 +418,7 @@ def test_the_last_worker_may_die_when_the_others_have_left_at_the_end(least_work
 )
 def test_the_last_rank_of_a_run_knows_that_it_is_alone(failing: int, is_only_store: bool, is_none_left: bool) -> None:
     """Not while another rank has a part of the store, or a worker lives without which the run would not go on."""
-    memory = ThreadMemory(Layout(4, 2))
-    store = make_store(asynchronous(), num_workers=2, memory=memory)
-    clients = [StoreClient([memory], worker, ClientOptions()) for worker in range(2)]
-    for worker, client in enumerate(clients):
-        client.push(torch.ones(4), [arrival(client.claim(), worker=worker)])
+    memory, store, _ = with_a_push_of_each(2)
 
     def fail() -> None:
         for worker in range(failing):
@@ -429,11 +431,7 @@ def test_the_last_rank_of_a_run_knows_that_it_is_alone(failing: int, is_only_sto
 
 
 def test_workers_that_fail_together_are_told_together() -> None:
-    memory = ThreadMemory(Layout(4, 4))
-    store = make_store(asynchronous(), num_workers=4, memory=memory)
-    clients = [StoreClient([memory], worker, ClientOptions()) for worker in range(4)]
-    for worker, client in enumerate(clients):
-        client.push(torch.ones(4), [arrival(client.claim(), worker=worker)])
+    memory, store, _ = with_a_push_of_each(4)
 
     def fail() -> None:
         for worker in (3, 0, 2):
