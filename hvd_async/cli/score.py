@@ -133,6 +133,7 @@ def _scores(arguments: argparse.Namespace) -> dict[str, Any]:
     )
 
     metrics, comet_model = _metrics(arguments)
+    seed = bootstrap_seed()
     of_texts = [name for name in metrics if name != COMET]
     references = _lines(arguments.reference)
     others = [_translations(path, references) for path in arguments.against]
@@ -159,12 +160,12 @@ def _scores(arguments: argparse.Namespace) -> dict[str, Any]:
         "scores": {name: {"score": scores[name].value, "signature": scores[name].signature} for name in metrics},
         "against": [],
         "bootstrap_samples": NUM_SAMPLES,
-        "bootstrap_seed": bootstrap_seed(),
+        "bootstrap_seed": seed,
     }
     mine = "this model" if arguments.models else printable(str(arguments.hypothesis))
     for path, each in zip(arguments.against, than, strict=True):
         parts = [f"{_value(name, each[name].value, '+')} (p = {each[name].p:.3f})" for name in metrics]
-        how = f"paired bootstrap of {NUM_SAMPLES:,} samples, seed {bootstrap_seed() or 'not fixed'}"
+        how = f"paired bootstrap of {NUM_SAMPLES:,} samples, seed {'not fixed' if seed is None else seed}"
         print(f"{mine} minus {printable(str(path))}: {', '.join(parts)}; {how}")
         differences = {name: {"difference": each[name].value, "p": each[name].p} for name in metrics}
         found["against"].append({"file": str(path), "differences": differences})

@@ -73,6 +73,26 @@ def test_files_of_translations_are_scored_and_compared_without_a_model(
     assert "--json: out/scores.json exists already; replace it with --overwrite" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("given", "said", "kept"), [("0", "0", 0), ("7", "7", 7), ("None", "not fixed", None)])
+def test_the_seed_of_the_bootstrap_is_that_of_sacrebleu(
+    files: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, given: str, said: str, kept: int | None
+) -> None:
+    monkeypatch.setenv("SACREBLEU_SEED", given)
+    assert main(["score", "--hypothesis", "good.de", "--reference", "r.de", "--against", "bad.de", "--json", "a.json"]) == 0
+    assert capsys.readouterr().out.endswith(f"samples, seed {said}\n")
+    assert json.loads((files / "a.json").read_text())["bootstrap_seed"] == kept
+
+
+@pytest.mark.parametrize("seed", ["x", "-1", "1.5", ""])
+def test_a_seed_that_is_none_is_refused_in_one_line(
+    files: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, seed: str
+) -> None:
+    monkeypatch.setenv("SACREBLEU_SEED", seed)
+    assert main(["score", "--hypothesis", "good.de", "--reference", "r.de"]) == 2
+    line = f"hvd-async: SACREBLEU_SEED: got {seed!r}, expected a whole number, 0 or more, or none\n"
+    assert capsys.readouterr().err == line
+
+
 def test_a_model_scores_as_its_translations_do(model_folder: Path, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["score", str(model_folder), "--source", "s.en", "--reference", "r.de", "--length-penalty", "0.5"]
     assert main([*command, "--output", "mine.de", "--json", "a.json"]) == 0

@@ -13,6 +13,7 @@ from sacrebleu.metrics.ter import TER
 from sacrebleu.significance import PairedTest, Result
 
 from hvd_async.errors import ConfigError
+from hvd_async.system.printable import shortened
 
 NUM_SAMPLES = 1000
 """Samples of a paired bootstrap."""
@@ -23,8 +24,10 @@ COMET = "comet"
 
 def bootstrap_seed() -> int | None:
     """Return the seed of a paired bootstrap: that of sacreBLEU, which the variable SACREBLEU_SEED may change; None if it is not
-    fixed."""
+    fixed. Raises `ConfigError` for another value of the variable than a whole number or `none`."""
     seed = os.environ.get("SACREBLEU_SEED", "12345").lower()
+    if seed != "none" and not (seed.isascii() and seed.isdecimal()):
+        raise ConfigError(f"SACREBLEU_SEED: got {shortened(seed)}, expected a whole number, 0 or more, or none")
     return None if seed == "none" else int(seed)
 
 
